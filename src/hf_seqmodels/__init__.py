@@ -1,0 +1,25 @@
+"""RNN, LSTM, GRU, attention-RNN and Transformer as first-class Hugging Face models.
+
+Importing this package registers its architectures with transformers' Auto classes:
+
+    import hf_seqmodels
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(folder)
+"""
+
+from .models import ARCHITECTURES, Architecture, register_all
+from .models.configuration_attention_rnn import *
+from .models.configuration_gru import *
+from .models.configuration_lstm import *
+from .models.configuration_rnn import *
+from .models.configuration_transformer_decoder import *
+from .models.modeling_attention_rnn import *
+from .models.modeling_gru import *
+from .models.modeling_lstm import *
+from .models.modeling_rnn import *
+from .models.modeling_transformer_decoder import *
+
+
+__version__ = "0.1.0"
+
+register_all()

@@ -1,0 +1,141 @@
+"""Everything a run can be told, with its default and its allowed range.
+
+Three groups, one dataclass each; the fourth group, the model's own options, comes from the model's configuration class
+(see `config.py`). A YAML file and the command line fill the same fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+
+class ConfigError(ValueError):
+    """Something the user wrote cannot be run: one line that names the value, the rule and the way out."""
+
+
+@dataclass
+class RunArguments:
+    """What is run."""
+
+    config: str | None = field(
+        default=None, metadata={"help": "A recipe by name (lm/lstm, see `hf-seqmodels list`) or a YAML file."}
+    )
+    task: Literal["causal-lm"] = field(default="causal-lm", metadata={"help": "What the model learns to do."})
+    model_type: str | None = field(
+        default=None, metadata={"help": "The architecture: ours (seq_lstm, …) or any causal one of transformers (gpt2)."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run's results in output_dir first."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
+
+
+@dataclass
+class DataArguments:
+    """What the model learns from. Text files are read as UTF-8."""
+
+    dataset: Literal["pydoc_topics"] = field(
+        default="pydoc_topics", metadata={"help": "English text that every Python carries; train_file replaces it."}
+    )
+    train_file: str | None = field(default=None, metadata={"help": "A text file to learn from."})
+    validation_file: str | None = field(default=None, metadata={"help": "A text file that chooses the checkpoint."})
+    test_file: str | None = field(default=None, metadata={"help": "A text file for the final score."})
+    tokenizer: str = field(
+        default="characters",
+        metadata={"help": "'characters' (of the training text), or a tokenizer's folder or Hub name."},
+    )
+    block_size: int = field(default=128, metadata={"help": "Tokens predicted per window."})
+
+
+@dataclass
+class SeqTrainingArguments(TrainingArguments):
+    """[`transformers.TrainingArguments`] with defaults for small sequence models, and three options more.
+
+    Every option of transformers is accepted. The optimizer is AdamW; the schedule is a warm-up followed by a cosine, a
+    line or nothing (`lr_scheduler_type`). `warmup_steps` below 1 is a share of all steps.
+    """
+
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = field(  # type: ignore[assignment]
+        default="cosine", metadata={"help": "What the learning rate does after the warm-up."}
+    )
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps; below 1, as a share of all steps."})
+    weight_decay: float = field(default=0.01, metadata={"help": "On matrices only: not biases, norms, embeddings."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Longest gradient (L2); 0 turns clipping off."})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the training data."})
+    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; when set, it replaces num_train_epochs."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Sequences per process and micro-step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Sequences per process in evaluation."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-steps per optimizer step."})
+    eval_strategy: Literal["no", "steps", "epoch"] = field(  # type: ignore[assignment]
+        default="epoch", metadata={"help": "When to evaluate; with steps, every eval_steps."}
+    )
+    save_strategy: Literal["no", "steps", "epoch", "best"] = field(  # type: ignore[assignment]
+        default="epoch", metadata={"help": "When to save; with steps, every save_steps."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; the best one always is."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the checkpoint with the best loss."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
+    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
+    seed: int = field(default=42, metadata={"help": "Seed of initial weights and dropout."})
+    data_seed: int | None = field(default=0, metadata={"help": "Seed of the batch order, the same for every model."})
+    # A NaN must be seen, not replaced by the mean of earlier losses; the trainer stops on it.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: a loss of NaN stops the run."})
+    # Every parameter gets a gradient, so DDP need not search for idle ones in each step.
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Let DDP look for idle ones."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better loss."}
+    )
+    early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much lower counts as better."})
+    expect_processes: int | None = field(
+        default=None, metadata={"help": "Stop unless training really runs on so many processes."}
+    )
+
+
+_AT_LEAST_0 = (lambda value: value >= 0, "at least 0")
+_AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
+_ABOVE_0 = (lambda value: value > 0, "above 0")
+_PROBABILITY = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "block_size": _AT_LEAST_1,
+    "learning_rate": _ABOVE_0,
+    "weight_decay": _AT_LEAST_0,
+    "warmup_steps": _AT_LEAST_0,
+    "max_grad_norm": _AT_LEAST_0,
+    "num_train_epochs": _ABOVE_0,
+    "max_steps": (lambda value: value == -1 or value >= 1, "at least 1, or -1 to use num_train_epochs"),
+    "per_device_train_batch_size": _AT_LEAST_1,
+    "per_device_eval_batch_size": _AT_LEAST_1,
+    "gradient_accumulation_steps": _AT_LEAST_1,
+    "adam_beta1": _PROBABILITY,
+    "adam_beta2": _PROBABILITY,
+    "adam_epsilon": _ABOVE_0,
+    # transformers smooths the labels of its own model classes only; for others it forgets the shift by one token.
+    "label_smoothing_factor": (lambda value: value == 0, "0 (label smoothing is not supported)"),
+    "logging_steps": _ABOVE_0,
+    "eval_steps": _ABOVE_0,
+    "save_steps": _ABOVE_0,
+    "save_total_limit": _AT_LEAST_1,
+    "dataloader_num_workers": _AT_LEAST_0,
+    "seed": _AT_LEAST_0,
+    "data_seed": _AT_LEAST_0,
+    "early_stopping_patience": _AT_LEAST_1,
+    "early_stopping_threshold": _AT_LEAST_0,
+    "expect_processes": _AT_LEAST_1,
+}
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the first number in `values` that is NaN, infinite or outside its range."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value):
+            raise ConfigError(f"{name}={value} is not a finite number; write a number or leave {name} out")
+        holds, rule = RANGES.get(name, (None, ""))
+        if holds is not None and not holds(value):
+            raise ConfigError(f"{name}={value} is out of range; {name} must be {rule}")

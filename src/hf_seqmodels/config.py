@@ -1,0 +1,313 @@
+"""From a YAML recipe and the command line to one checked `RunConfig`, before anything is loaded.
+
+A recipe has the keys `task` and `model_type` and the sections `model`, `data` and `training`. It is turned into
+command-line tokens that stand ahead of the real command line, so that types, choices and misspelt keys are checked
+once, in one place, and the command line wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from .arguments import ConfigError, DataArguments, RunArguments, SeqTrainingArguments, check_ranges
+from .options import OptionParser, help_text, model_arguments
+
+
+SECTIONS = ("model", "data", "training")
+_TOP_LEVEL = ("task", "model_type")
+# What a finished or interrupted run leaves in its output directory.
+RESULTS = ("result.json", "log.jsonl", "config.yaml", "model.safetensors")
+# A field that is None is left out of the written recipe, and so is what must not be written down.
+_SECRET = ("hub_token",)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, fully decided.
+
+    Attributes:
+        run: task, model type, overwrite, resume.
+        model: options for the model's configuration class, without what the tokenizer decides.
+        data: what to learn from.
+        training: [`SeqTrainingArguments`]; `training.output_dir` receives everything the run writes.
+        values: the same four as plain values, by section; `to_yaml` writes them.
+    """
+
+    run: RunArguments
+    model: dict[str, Any]
+    data: DataArguments
+    training: SeqTrainingArguments
+    values: dict[str, Any]
+
+    def model_config(self, **from_tokenizer: int | None) -> PreTrainedConfig:
+        """The model's configuration; `vocab_size` and the special token ids come from the tokenizer.
+
+        Raises:
+            ConfigError: the configuration class refuses a value.
+        """
+        return _model_config(str(self.run.model_type), {**self.model, **from_tokenizer})
+
+    def to_yaml(self) -> str:
+        """The whole run as a recipe: `--config` with this file repeats it."""
+        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+
+
+def parse(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
+    """Read the recipe that `--config` names, then the command line over it; check everything.
+
+    Args:
+        argv: the command line without the program's name.
+        prog: how the help calls the program.
+
+    Raises:
+        ConfigError: unknown key, wrong type, value out of range, missing file, results in the way.
+        SystemExit: after `--help` or `--help-all`.
+    """
+    first = OptionParser.first_look(argv)
+    path = find_config(first.config) if first.config else None
+    recipe = _read_recipe(path) if path else {}
+    model_type = first.model_type or recipe.get("model_type")
+    if model_type is not None:
+        _check_model_type(model_type)
+    if first.help or first.help_all:
+        print(help_text(prog, model_type, everything=first.help_all))
+        raise SystemExit(0)
+    if model_type is None:
+        raise ConfigError("no model is named; choose a recipe (--config lm/lstm) or an architecture (--model_type)")
+
+    groups = {"run": RunArguments, "model": model_arguments(model_type), "data": DataArguments}
+    groups["training"] = SeqTrainingArguments
+    parser = OptionParser(list(groups.values()))
+    tokens: list[str] = []
+    if path is not None:
+        try:
+            tokens = _tokens(recipe, groups, drop_model=model_type != recipe.get("model_type", model_type))
+            check_ranges(parser.values(tokens))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    values = parser.values([*tokens, *argv])
+    check_ranges(values)
+    sections = {name: {f.name: values[f.name] for f in fields(group) if f.init} for name, group in groups.items()}
+    sections["run"]["model_type"] = model_type
+    return _checked(sections, first.config)
+
+
+def _checked(sections: dict[str, dict[str, Any]], config_name: str | None) -> RunConfig:
+    """Everything that can be known without loading data: files, sizes that fit together, a free output directory."""
+    run, data = RunArguments(**sections["run"]), DataArguments(**sections["data"])
+    model = {name: value for name, value in sections["model"].items() if value is not None}
+    training = sections["training"]
+    training["output_dir"] = training["output_dir"] or _default_output_dir(config_name, str(run.model_type))
+    _check_files(data)
+    _check_model(str(run.model_type), model, data.block_size)
+    _check_output_dir(Path(training["output_dir"]), run)
+    try:
+        arguments = SeqTrainingArguments(**training)
+    except (ValueError, ImportError, TypeError) as error:
+        raise ConfigError(_one_line(error)) from None
+    if arguments.early_stopping_patience is not None and not arguments.load_best_model_at_end:
+        raise ConfigError("early_stopping_patience needs load_best_model_at_end=true, to know the best checkpoint")
+    values: dict[str, Any] = {name: sections["run"][name] for name in _TOP_LEVEL}
+    values |= {name: _plain(sections[name]) for name in SECTIONS}
+    return RunConfig(run, model, data, arguments, values)
+
+
+# ---- recipes ----------------------------------------------------------------------------------------------------
+
+
+def config_folders() -> list[Path]:
+    """Where recipes are looked up by name: the working directory, the checkout, the installed package."""
+    package = Path(str(resources.files("hf_seqmodels")))
+    folders = [Path("configs"), package.parents[1] / "configs", package / "configs"]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def list_configs() -> dict[str, Path]:
+    """All recipes by name (`lm/lstm`); a name that stands in several folders means the first."""
+    found: dict[str, Path] = {}
+    for folder in config_folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return dict(sorted(found.items()))
+
+
+def find_config(name: str) -> Path:
+    """The YAML file that `name` means: a path, or a recipe's name."""
+    if Path(name).is_file():
+        return Path(name)
+    configs = list_configs()
+    if name.removesuffix(".yaml") in configs:
+        return configs[name.removesuffix(".yaml")]
+    if name.endswith((".yaml", ".yml")):
+        raise ConfigError(f"config file '{name}' does not exist; `hf-seqmodels list` shows the recipes")
+    raise ConfigError(f"there is no recipe '{name}'{_did_you_mean(name, configs)}; `hf-seqmodels list` shows all")
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {_one_line(error)}") from None
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{path} must hold `key: value` lines with the sections {', '.join(SECTIONS)}")
+    return recipe
+
+
+def _tokens(recipe: Mapping[str, Any], groups: Mapping[str, type], drop_model: bool) -> list[str]:
+    """The recipe as command-line tokens.
+
+    Args:
+        recipe: what the YAML file holds.
+        groups: section → dataclass with its options.
+        drop_model: the command line chose another architecture, so the `model` section does not apply.
+    """
+    options = {name: {f.name: f for f in fields(group) if f.init} for name, group in groups.items()}
+    tokens = []
+    for key, value in recipe.items():
+        if key in _TOP_LEVEL:
+            tokens.append(f"--{key}={value}")
+        elif key not in SECTIONS:
+            raise ConfigError(_misplaced(key, "the top level", options, [*_TOP_LEVEL, *SECTIONS]))
+        elif value is not None and not isinstance(value, dict):
+            raise ConfigError(f"section '{key}' must hold `option: value` lines, not {value!r}")
+        elif key != "model" or not drop_model:
+            for name, setting in (value or {}).items():
+                if name not in options[key]:
+                    raise ConfigError(_misplaced(name, f"section '{key}'", options, list(options[key])))
+                tokens += _option_tokens(name, setting, default=options[key][name].default)
+    return tokens
+
+
+def _option_tokens(name: str, value: Any, default: Any) -> list[str]:
+    if value is None:
+        if default is not None:
+            raise ConfigError(f"{name} has no value; write one, or leave {name} out to get {default!r}")
+        return []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    if isinstance(value, dict):
+        return [f"--{name}={json.dumps(value)}"]
+    if isinstance(value, bool):  # YAML reads a bare `no` as false, also where "no" is one of the choices
+        words = ("no", "yes") if isinstance(default, str) else ("false", "true")
+        return [f"--{name}={words[value]}"]
+    return [f"--{name}={value}"]
+
+
+def _misplaced(name: Any, place: str, options: Mapping[str, Mapping[str, Any]], known: list[str]) -> str:
+    for section in SECTIONS:
+        if name in options[section]:
+            return f"'{name}' does not belong in {place}; move it to section '{section}'"
+    return f"unknown key '{name}' in {place}{_did_you_mean(str(name), known)}"
+
+
+def _did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f": did you mean '{near[0]}'?" if near else ""
+
+
+# ---- checks that need no data -----------------------------------------------------------------------------------
+
+
+def _check_model_type(model_type: str) -> None:
+    if model_type not in CONFIG_MAPPING:
+        known = [name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING]
+        hint = _did_you_mean(model_type, known) or "; ours start with seq_, see `hf-seqmodels list`"
+        raise ConfigError(f"there is no architecture '{model_type}'{hint}")
+    if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(f"architecture '{model_type}' has no causal language model; choose another --model_type")
+
+
+def _model_config(model_type: str, options: Mapping[str, Any]) -> PreTrainedConfig:
+    try:
+        return CONFIG_MAPPING[model_type](**options)
+    except Exception as error:  # every configuration class has errors of its own
+        raise ConfigError(_one_line(error)) from None
+
+
+def _check_model(model_type: str, options: Mapping[str, Any], block_size: int) -> None:
+    """Build the model without memory for its weights: what it refuses is refused now and not after the data."""
+    for name, value in options.items():
+        is_size = name.endswith(("_size", "_dim")) or name.startswith(("num_", "n_"))
+        chosen = value != getattr(CONFIG_MAPPING[model_type], name, None)
+        if is_size and chosen and type(value) is int and value < 1:
+            raise ConfigError(f"{name}={value} is out of range; {name} must be at least 1")
+    tokenizer = {"vocab_size": 16, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+    config = _model_config(model_type, {**options, **tokenizer})
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and block_size > longest and getattr(config, "positions", "learned") == "learned":
+        raise ConfigError(
+            f"block_size={block_size} is longer than the {longest} positions that the model learns; "
+            "lower block_size or raise max_position_embeddings"
+        )
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever the model class raises is about these options
+        raise ConfigError(f"{model_type}: {_one_line(error)}") from None
+
+
+def _check_files(data: DataArguments) -> None:
+    for name in ("train_file", "validation_file", "test_file"):
+        file = getattr(data, name)
+        if file is not None and not Path(file).is_file():
+            raise ConfigError(f"{name} '{file}' does not exist; give the path of a text file")
+    if data.train_file is None and (data.validation_file or data.test_file):
+        raise ConfigError("train_file is missing; name the text file to learn from")
+    if data.train_file is not None and data.validation_file is None:
+        raise ConfigError("validation_file is missing; name a text file that is not in train_file")
+
+
+def _check_output_dir(folder: Path, run: RunArguments) -> None:
+    """Only the first process looks: it may have begun to write when the others come to this line."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if run.overwrite and run.resume:
+        raise ConfigError("--overwrite deletes what --resume goes on from; give one of them")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir '{folder}' is a file; name a directory")
+    found = sorted(name for name in RESULTS if (folder / name).exists()) + sorted(
+        path.name for path in folder.glob("checkpoint-*")
+    )
+    if run.resume and not any(name.startswith("checkpoint-") for name in found):
+        raise ConfigError(f"output_dir '{folder}' has no checkpoint to resume from; leave --resume out")
+    if found and not (run.overwrite or run.resume):
+        raise ConfigError(
+            f"output_dir '{folder}' holds results ({', '.join(found)}); "
+            "choose another --output_dir, or --overwrite, or --resume"
+        )
+
+
+def _default_output_dir(config_name: str | None, model_type: str) -> str:
+    if config_name is None:
+        return str(Path("runs") / model_type)
+    parts = Path(config_name).with_suffix("").parts
+    if "configs" in parts:
+        parts = parts[parts.index("configs") + 1 :]
+    return str(Path("runs", *(parts if not Path(*parts).is_absolute() else parts[-1:])))
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as YAML can hold them and `parse` reads them back: no enum, no None, no secret."""
+    return {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in values.items()
+        if value not in (None, [], "") and name not in _SECRET
+    }
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

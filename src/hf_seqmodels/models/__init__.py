@@ -1,0 +1,86 @@
+"""The architectures: one table entry each, two files each, in one flat folder that is shipped with the weights."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from . import (
+    configuration_attention_rnn,
+    configuration_gru,
+    configuration_lstm,
+    configuration_rnn,
+    configuration_transformer_decoder,
+    modeling_attention_rnn,
+    modeling_gru,
+    modeling_lstm,
+    modeling_rnn,
+    modeling_transformer_decoder,
+)
+
+HEADS = {
+    "backbone": "AutoModel",
+    "causal-lm": "AutoModelForCausalLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture.
+
+    Args:
+        config: its configuration class; `config.model_type` is its name.
+        models: head (a key of `HEADS`) → model class.
+        variants: name → configuration options; each is a system of its own, with a row in tests and results. The
+            empty options are the plain architecture.
+    """
+
+    config: type[PreTrainedConfig]
+    models: dict[str, type[PreTrainedModel]]
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _architecture(config_module: Any, modeling_module: Any, **variants: dict[str, Any]) -> Architecture:
+    classes = [getattr(modeling_module, name) for name in modeling_module.__all__]
+    models = {head: cls for head, auto in HEADS.items() for cls in classes if cls.auto_model == auto}
+    config = getattr(config_module, config_module.__all__[0])
+    return Architecture(config, models, {"plain": {}} | variants)
+
+
+_LAYERS: dict[str, dict[str, Any]] = {
+    "stacked": {"num_hidden_layers": 3, "dropout": 0.1},
+    "bidirectional": {"bidirectional": True},
+}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "seq_rnn": _architecture(configuration_rnn, modeling_rnn, relu={"nonlinearity": "relu"}, **_LAYERS),
+    "seq_lstm": _architecture(configuration_lstm, modeling_lstm, peephole={"peephole": True}, **_LAYERS),
+    "seq_gru": _architecture(configuration_gru, modeling_gru, reset_before={"reset_after": False}, **_LAYERS),
+    "seq_attention_rnn": _architecture(
+        configuration_attention_rnn,
+        modeling_attention_rnn,
+        additive={"score": "additive"},
+        dot={"score": "dot", "cell": "gru"},
+        windowed={"window": 3, "cell": "rnn"},
+        **_LAYERS,
+    ),
+    "seq_transformer_decoder": _architecture(
+        configuration_transformer_decoder,
+        modeling_transformer_decoder,
+        rotary={"positions": "rotary"},
+        sinusoidal_post={"positions": "sinusoidal", "norm_position": "post"},
+        llama={"positions": "rotary", "norm": "rmsnorm", "hidden_act": "swiglu"},
+        stacked={"num_hidden_layers": 3, "dropout": 0.1},
+    ),
+}
+
+
+def register_all() -> None:
+    """Make every architecture known to transformers' Auto classes (importing hf_seqmodels does this)."""
+    for model_type, architecture in ARCHITECTURES.items():
+        AutoConfig.register(model_type, architecture.config, exist_ok=True)
+        for head, model in architecture.models.items():
+            getattr(transformers, HEADS[head]).register(architecture.config, model, exist_ok=True)

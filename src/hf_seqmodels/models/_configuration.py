@@ -1,0 +1,167 @@
+"""What the configurations of all architectures share: sizes, regularisation, range checks, and the shipped code."""
+
+import difflib
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from ._versions import check_versions
+
+check_versions()
+
+# Largest sizes that are accepted, so that a broken file fails here and not in the allocator.
+_MOST_LAYERS, _MOST_WIDTH, _MOST_TOKENS = 1_000, 1_000_000, 100_000_000
+
+
+@strict
+class SequenceConfig(PreTrainedConfig):
+    """Options every architecture has.
+
+    Args:
+        vocab_size (`int`, defaults to 10000): number of tokens V.
+        hidden_size (`int`, defaults to 256): width D of a layer's output (per direction).
+        num_hidden_layers (`int`, defaults to 1): how many layers are stacked.
+        dropout (`float`, defaults to 0.0): dropout probability; where it acts is said by the architecture.
+        classifier_dropout (`float`, defaults to 0.0): dropout probability before a classification head.
+        initializer_range (`float`, defaults to 0.02): standard deviation of embeddings and linear layers.
+        tie_word_embeddings (`bool`, defaults to False): the output head shares the embedding matrix.
+        use_cache (`bool`, defaults to True): return the state (`past_key_values`).
+
+    Raises:
+        ValueError: a value is out of range, or a key looks like a misspelt option.
+    """
+
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 10_000
+    hidden_size: int = 256
+    num_hidden_layers: int = 1
+    dropout: float | int = 0.0
+    classifier_dropout: float | int = 0.0
+    initializer_range: float | int = 0.02
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self._refuse_misspelt(kwargs)
+        super().__post_init__(**kwargs)
+        self.check_ranges()
+
+    def _refuse_misspelt(self, unknown: dict) -> None:
+        """`@strict` lets unknown keys through as attributes; one that resembles an option is a typing error."""
+        known = list(type(self).__dataclass_fields__)
+        for key in unknown:
+            if not key.startswith("_") and not hasattr(type(self), key):
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+                if near:
+                    raise ValueError(f"{type(self).__name__} has no option '{key}': did you mean '{near[0]}'?")
+
+    def require(self, name: str, rule: str, holds: bool) -> None:
+        """Raise a one-line ValueError that names the option, its value and the rule, unless `holds`."""
+        if not holds:
+            raise ValueError(
+                f"{type(self).__name__}: {name}={getattr(self, name)!r} is not allowed: it must be {rule}"
+            )
+
+    def check_ranges(self) -> None:
+        """Every value in its range (NaN is in none); architectures add their own rules."""
+        for name, most in (
+            ("vocab_size", _MOST_TOKENS),
+            ("hidden_size", _MOST_WIDTH),
+            ("num_hidden_layers", _MOST_LAYERS),
+        ):
+            self.require(name, f"between 1 and {most}", 1 <= getattr(self, name) <= most)
+        for name in ("dropout", "classifier_dropout"):
+            self.require(name, "at least 0 and below 1", 0 <= getattr(self, name) < 1)
+        self.require("initializer_range", "above 0 and at most 1", 0 < self.initializer_range <= 1)
+
+    def validate_architecture(self):
+        """Called by `@strict`: the same rules again, so that a changed configuration is not saved broken."""
+        self.check_ranges()
+
+    @property
+    def output_size(self) -> int:
+        """Width of the backbone's output, which every head reads."""
+        return self.hidden_size
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """As in transformers; when `auto_map` names modelling files, they are written beside config.json."""
+        if getattr(self, "auto_map", None):
+            _copy_code(type(self), set(self.auto_map.values()), Path(save_directory))
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def _copy_code(config_class: type, references: set[str], folder: Path) -> None:
+    """Copy the files that `references` ("modeling_x.Class") name, and all they import, unchanged into `folder`."""
+    own_file = Path(sys.modules[config_class.__module__].__file__ or "")
+    sources = {own_file.with_name(reference.split(".")[0] + ".py") for reference in references}
+    sources |= {Path(needed) for source in sources for needed in get_relative_import_files(source)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        if source.parent.resolve() != folder.resolve():
+            shutil.copyfile(source, folder / source.name)
+
+
+@strict
+class RecurrentConfig(SequenceConfig):
+    """Options of the architectures built from a cell.
+
+    Args:
+        embedding_size (`int`, *optional*, defaults to `hidden_size`): width of the token embeddings.
+        bidirectional (`bool`, defaults to False): each layer also reads the sequence backwards; outputs are
+            concatenated to 2·D. Not for causal language models.
+        weight_init (`str`, defaults to `"orthogonal"`): `"orthogonal"`: `weight_hh` orthogonal (Saxe 2014) and
+            `weight_ih` Xavier-uniform (Glorot 2010), each per gate; `"uniform"`: U(−1/√D, 1/√D) for both, torch's
+            default.
+        bias_init (`str`, defaults to `"constant"`): `"constant"`: zero but for the gate that keeps the state (see the
+            architecture's `forget_bias` or `update_bias`); `"chrono"`: Tallec & Ollivier 2018, section 3, keeping
+            times drawn from U(1, `chrono_max_time` − 1).
+        chrono_max_time (`int`, defaults to 100): longest expected dependency in steps, at least 3.
+        dropout: between layers, on every layer's output but the last (as in torch.nn.LSTM).
+    """
+
+    embedding_size: int | None = None
+    bidirectional: bool = False
+    weight_init: str = "orthogonal"
+    bias_init: str = "constant"
+    chrono_max_time: int = 100
+
+    def __post_init__(self, **kwargs):
+        if self.embedding_size is None:
+            self.embedding_size = self.hidden_size
+        if self.bidirectional:
+            self.use_cache = False  # there is no state to continue from when both directions are read
+        super().__post_init__(**kwargs)
+
+    def check_ranges(self) -> None:
+        super().check_ranges()
+        self.require("embedding_size", f"between 1 and {_MOST_WIDTH}", 1 <= (self.embedding_size or 0) <= _MOST_WIDTH)
+        self.require("weight_init", "'orthogonal' or 'uniform'", self.weight_init in ("orthogonal", "uniform"))
+        self.require("bias_init", "'constant' or 'chrono'", self.bias_init in ("constant", "chrono"))
+        self.require("chrono_max_time", "at least 3 steps", self.chrono_max_time >= 3)
+
+    def require_finite(self, *names: str) -> None:
+        """Raise ValueError unless each named option is a finite number."""
+        for name in names:
+            self.require(name, "a finite number", math.isfinite(getattr(self, name)))
+
+    @property
+    def output_size(self) -> int:
+        return self.hidden_size * (2 if self.bidirectional else 1)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Which cache layer transformers builds for each layer (see `_cache.py`)."""
+        return ["seq_recurrent"] * self.num_hidden_layers
+
+    def validate_layer_type(self):
+        """The upstream check knows only transformers' own layer types; ours is the property above."""

@@ -1,0 +1,50 @@
+"""Configuration of the attention-RNN."""
+
+from huggingface_hub.dataclasses import strict
+
+from ._configuration import RecurrentConfig
+
+
+@strict
+class AttentionRNNConfig(RecurrentConfig):
+    """Configuration of an [`AttentionRNNModel`]: a recurrent network that attends over its own past hidden states.
+
+    Options shared by all architectures are described in `_configuration.py`.
+
+    Args:
+        cell (`str`, defaults to `"lstm"`): the cell underneath, `"rnn"`, `"lstm"` or `"gru"`.
+        score (`str`, defaults to `"general"`): `"additive"` (Bahdanau 2014; Daniluk 2017), `"dot"` or `"general"`
+            (Luong 2015).
+        window (`int`, *optional*): attend over at most this many past steps (Daniluk 2017); None: over all of them.
+        bidirectional (`bool`, defaults to False): the cells read both ways and do not attend over a past; for
+            classification with attention pooling (Zhou 2016).
+        nonlinearity, peephole, reset_after, forget_bias, update_bias: options of the cells, as in [`RNNConfig`],
+            [`LSTMConfig`] and [`GRUConfig`].
+
+    Example:
+        >>> from hf_seqmodels import AttentionRNNConfig, AttentionRNNForCausalLM
+        >>> model = AttentionRNNForCausalLM(AttentionRNNConfig(vocab_size=100, hidden_size=64, cell="gru"))
+    """
+
+    model_type = "seq_attention_rnn"
+
+    cell: str = "lstm"
+    score: str = "general"
+    window: int | None = None
+    nonlinearity: str = "tanh"
+    peephole: bool = False
+    reset_after: bool = True
+    forget_bias: float | int = 1.0
+    update_bias: float | int = 1.0
+
+    def check_ranges(self) -> None:
+        super().check_ranges()
+        self.require("cell", "'rnn', 'lstm' or 'gru'", self.cell in ("rnn", "lstm", "gru"))
+        self.require("score", "'additive', 'dot' or 'general'", self.score in ("additive", "dot", "general"))
+        self.require("window", "None or at least 1", self.window is None or self.window >= 1)
+        self.require("nonlinearity", "'tanh' or 'relu'", self.nonlinearity in ("tanh", "relu"))
+        self.require("bias_init", "'constant' for the cell 'rnn'", self.cell != "rnn" or self.bias_init == "constant")
+        self.require_finite("forget_bias", "update_bias")
+
+
+__all__ = ["AttentionRNNConfig"]

@@ -1,0 +1,71 @@
+"""RNN: the simple recurrent network (Elman 1990)."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import GenerationMixin
+
+from ._base import RecurrentModel, SequencePreTrainedModel
+from ._heads import CausalLMHead, SequenceClassificationHead, TokenClassificationHead
+from ._recurrence import RecurrentLayer, States
+from .configuration_rnn import RNNConfig
+
+
+class RNNLayer(RecurrentLayer):
+    """Elman 1990, with torch's two biases:
+
+    h_t = tanh(W_ih x_t + b_ih + W_hh h_{t−1} + b_hh), or relu in place of tanh.
+    """
+
+    state_names = ("h",)
+    num_gates = 1
+
+    def __init__(self, config: Any, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.relu = config.nonlinearity == "relu"
+
+    def step(self, x: torch.Tensor, states: States, w: SimpleNamespace) -> States:
+        """One step: x (B, D) is W_ih x_t + b_ih, the state is h (B, D)."""
+        (h,) = states
+        a = x + F.linear(h, w.weight_hh, w.bias_hh)
+        return (torch.relu(a) if self.relu else torch.tanh(a),)
+
+    def kernel(self) -> tuple[Any, Any, int]:
+        return (torch.rnn_relu, torch.rnn_relu_cell, 0) if self.relu else (torch.rnn_tanh, torch.rnn_tanh_cell, 1)
+
+
+class RNNPreTrainedModel(SequencePreTrainedModel):
+    """Loading, saving and initialisation of the RNN."""
+
+    config: RNNConfig
+    _no_split_modules = ["RNNLayer"]
+    _can_record_outputs = {"hidden_states": RNNLayer}
+
+
+class RNNModel(RNNPreTrainedModel, RecurrentModel):
+    """The RNN without a head: tokens (B, T) to hidden states (B, T, output_size)."""
+
+    layer_class = RNNLayer
+
+
+class RNNForCausalLM(CausalLMHead, RNNPreTrainedModel, GenerationMixin):
+    """RNN language model (Mikolov 2010)."""
+
+    backbone_class = RNNModel
+
+
+class RNNForSequenceClassification(SequenceClassificationHead, RNNPreTrainedModel):
+    """RNN that labels a sequence from its final state."""
+
+    backbone_class = RNNModel
+
+
+class RNNForTokenClassification(TokenClassificationHead, RNNPreTrainedModel):
+    """RNN that labels every token."""
+
+    backbone_class = RNNModel
+
+
+__all__ = ["RNNForCausalLM", "RNNForSequenceClassification", "RNNForTokenClassification", "RNNModel"]
