@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 
 class ConfigError(ValueError):
@@ -27,7 +29,7 @@ class RunArguments:
     )
     task: Literal["causal-lm"] = field(default="causal-lm", metadata={"help": "What the model learns to do."})
     model_type: str | None = field(
-        default=None, metadata={"help": "The architecture: ours (seq_lstm, …) or any causal one of transformers (gpt2)."}
+        default=None, metadata={"help": "The architecture: ours (seq_lstm) or any causal one of transformers (gpt2)."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run's results in output_dir first."})
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
@@ -59,7 +61,7 @@ class SeqTrainingArguments(TrainingArguments):
     """
 
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = field(  # type: ignore[assignment]
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = field(
         default="cosine", metadata={"help": "What the learning rate does after the warm-up."}
     )
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps; below 1, as a share of all steps."})
@@ -70,10 +72,10 @@ class SeqTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Sequences per process and micro-step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Sequences per process in evaluation."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-steps per optimizer step."})
-    eval_strategy: Literal["no", "steps", "epoch"] = field(  # type: ignore[assignment]
+    eval_strategy: Literal["no", "steps", "epoch"] = field(
         default="epoch", metadata={"help": "When to evaluate; with steps, every eval_steps."}
     )
-    save_strategy: Literal["no", "steps", "epoch", "best"] = field(  # type: ignore[assignment]
+    save_strategy: Literal["no", "steps", "epoch", "best"] = field(
         default="epoch", metadata={"help": "When to save; with steps, every save_steps."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; the best one always is."})
@@ -94,6 +96,14 @@ class SeqTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Stop unless training really runs on so many processes."}
     )
 
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # unless told so, accelerate makes one process of each that torchrun starts on a CPU
+        super().__post_init__()
+        optim = OptimizerNames(self.optim).value
+        if optim not in ("adamw_torch", "adamw_torch_fused"):
+            raise ValueError(f"optim={optim} is not supported; use adamw_torch_fused or adamw_torch")
+
 
 _AT_LEAST_0 = (lambda value: value >= 0, "at least 0")
 _AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
@@ -101,7 +111,7 @@ _ABOVE_0 = (lambda value: value > 0, "above 0")
 _PROBABILITY = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "block_size": _AT_LEAST_1,
+    "block_size": (lambda value: value >= 2, "at least 2"),
     "learning_rate": _ABOVE_0,
     "weight_decay": _AT_LEAST_0,
     "warmup_steps": _AT_LEAST_0,

@@ -26,12 +26,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from .arguments import ConfigError, DataArguments, RunArguments, SeqTrainingArguments, check_ranges
 from .options import OptionParser, help_text, model_arguments
 
-
 SECTIONS = ("model", "data", "training")
 _TOP_LEVEL = ("task", "model_type")
 # What a finished or interrupted run leaves in its output directory.
 RESULTS = ("result.json", "log.jsonl", "config.yaml", "model.safetensors")
-# A field that is None is left out of the written recipe, and so is what must not be written down.
+# Never written down.
 _SECRET = ("hub_token",)
 
 
@@ -118,7 +117,7 @@ def _checked(sections: dict[str, dict[str, Any]], config_name: str | None) -> Ru
     try:
         arguments = SeqTrainingArguments(**training)
     except (ValueError, ImportError, TypeError) as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(one_line(error)) from None
     if arguments.early_stopping_patience is not None and not arguments.load_best_model_at_end:
         raise ConfigError("early_stopping_patience needs load_best_model_at_end=true, to know the best checkpoint")
     values: dict[str, Any] = {name: sections["run"][name] for name in _TOP_LEVEL}
@@ -161,7 +160,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {_one_line(error)}") from None
+        raise ConfigError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(recipe, dict):
         raise ConfigError(f"{path} must hold `key: value` lines with the sections {', '.join(SECTIONS)}")
     return recipe
@@ -235,7 +234,7 @@ def _model_config(model_type: str, options: Mapping[str, Any]) -> PreTrainedConf
     try:
         return CONFIG_MAPPING[model_type](**options)
     except Exception as error:  # every configuration class has errors of its own
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(one_line(error)) from None
 
 
 def _check_model(model_type: str, options: Mapping[str, Any], block_size: int) -> None:
@@ -248,27 +247,26 @@ def _check_model(model_type: str, options: Mapping[str, Any], block_size: int) -
     tokenizer = {"vocab_size": 16, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
     config = _model_config(model_type, {**options, **tokenizer})
     longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and block_size > longest and getattr(config, "positions", "learned") == "learned":
+    if longest is not None and block_size + 1 > longest and getattr(config, "positions", "learned") == "learned":
         raise ConfigError(
-            f"block_size={block_size} is longer than the {longest} positions that the model learns; "
+            f"block_size={block_size} makes windows of {block_size + 1} tokens; the model has {longest} positions; "
             "lower block_size or raise max_position_embeddings"
         )
     try:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever the model class raises is about these options
-        raise ConfigError(f"{model_type}: {_one_line(error)}") from None
+        raise ConfigError(f"{model_type}: {one_line(error)}") from None
 
 
 def _check_files(data: DataArguments) -> None:
-    for name in ("train_file", "validation_file", "test_file"):
-        file = getattr(data, name)
+    files = {name: getattr(data, name) for name in ("train_file", "validation_file", "test_file")}
+    missing = [name for name, file in files.items() if file is None]
+    if 0 < len(missing) < len(files):
+        raise ConfigError(f"{' and '.join(missing)} missing; name all of train_file, validation_file and test_file")
+    for name, file in files.items():
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{name} '{file}' does not exist; give the path of a text file")
-    if data.train_file is None and (data.validation_file or data.test_file):
-        raise ConfigError("train_file is missing; name the text file to learn from")
-    if data.train_file is not None and data.validation_file is None:
-        raise ConfigError("validation_file is missing; name a text file that is not in train_file")
 
 
 def _check_output_dir(folder: Path, run: RunArguments) -> None:
@@ -309,5 +307,6 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

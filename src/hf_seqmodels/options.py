@@ -16,7 +16,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .arguments import ConfigError, DataArguments, RunArguments, SeqTrainingArguments
 
-
 # The tokenizer decides these; the runtime decides the last.
 _NOT_OPTIONS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache")
 # transformers' own training options that a first-time reader needs, beside those we redefine.
@@ -65,7 +64,7 @@ def _args(cls: type) -> str:
 class OptionParser(HfArgumentParser):
     """HfArgumentParser whose errors are one line and name the nearest option."""
 
-    def __init__(self, groups: Sequence[type], **kwargs: Any):
+    def __init__(self, groups: Sequence[Any], **kwargs: Any):
         super().__init__(list(groups), allow_abbrev=False, add_help=False, **kwargs)
 
     @staticmethod
@@ -98,9 +97,9 @@ class OptionParser(HfArgumentParser):
         told = message.partition(": ")[2] if name else message
         if wrong := re.match(r"invalid (\w+) value: (.*)", told):
             kind = {"int": "a whole number", "float": "a number"}.get(wrong[1], f"a {wrong[1]}")
-            raise ConfigError(f"{name}={wrong[2]} is not {kind}; {name} must be {kind}")
+            raise ConfigError(f"{name}={wrong[2]} is not {kind}; write {name} as {kind}")
         if wrong := re.match(r"invalid choice: (.*) \(choose from (.*)\)", told):
-            raise ConfigError(f"{name}={wrong[1]} is not a choice; {name} must be one of {wrong[2]}")
+            raise ConfigError(f"{name}={wrong[1]} is not a choice; use one of {wrong[2]}")
         raise ConfigError(f"{name}: {told}" if name else told)
 
 

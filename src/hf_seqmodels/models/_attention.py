@@ -45,10 +45,15 @@ class AttentionScore(nn.Module):
         return (self.query(query) if self.kind == "general" else query) @ keys.transpose(1, 2)
 
 
+def softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Over the last axis, in fp32 for half precision (whose exponentials sum badly), else in the precision given."""
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+
+
 def attend(scores: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (B, T, S) → attention weights → context (B, T, D); a query with nothing to attend to gets zeros."""
+    """Scores (…, T, S) → attention weights → context (…, T, D); a query with nothing to attend to gets zeros."""
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    weights = torch.where(allowed, torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype), 0.0)
+    weights = torch.where(allowed, softmax(scores), 0.0)
     return weights @ values, weights
 
 
@@ -97,7 +102,7 @@ def eager_attention_forward(
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[-2]]
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = softmax(scores).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 

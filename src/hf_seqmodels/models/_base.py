@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
@@ -52,7 +53,7 @@ class SequencePreTrainedModel(PreTrainedModel):
         saved_as = model.config.architectures or []
         backbone = "" if type(model).__name__ in saved_as or cls.auto_model == "AutoModel" else cls.base_model_prefix
         missing = sorted(key for key in info["missing_keys"] if key.startswith(backbone))
-        if missing:
+        if missing and pretrained_model_name_or_path is not None:  # None: tensors from the caller
             raise ValueError(
                 f"{pretrained_model_name_or_path} lacks {len(missing)} tensors of {cls.__name__}, the first is "
                 f"'{missing[0]}': the checkpoint is incomplete or of another configuration"
@@ -66,14 +67,15 @@ class SequencePreTrainedModel(PreTrainedModel):
             save_code (`bool`, defaults to True): write the modelling files and the `auto_map` of all heads, for
                 people who do not have this package; False writes weights and configuration only.
         """
-        before = getattr(self.config, "auto_map", None)
-        self.config.auto_map = self.auto_map() if save_code else None
+        options = vars(self.config)
+        before = options.pop("auto_map", None)
+        if save_code:
+            self.config.auto_map = self.auto_map()
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
-            if before is None:
-                del self.config.auto_map
-            else:
+            options.pop("auto_map", None)
+            if before is not None:
                 self.config.auto_map = before
 
     @classmethod
@@ -110,6 +112,16 @@ class RecurrentModel(SequencePreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Embeddings from N(0, 1), as in torch.nn.Embedding: no norm behind them lifts smaller ones for the cell."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+            # A slice does not know that its tensor was loaded, so the look is ours.
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -142,7 +154,7 @@ class RecurrentModel(SequencePreTrainedModel):
                 "bidirectional=True has no state to continue from: leave out past_key_values and use_cache"
             )
         hidden_states, valid = embed_inputs(
-            self.embed_tokens, self.embed_tokens.num_embeddings, input_ids, inputs_embeds, attention_mask
+            self.embed_tokens, self.config.vocab_size, input_ids, inputs_embeds, attention_mask
         )
         past_key_values = self.check_cache(past_key_values, use_cache)
         steps = find_valid_steps(valid)

@@ -101,9 +101,14 @@ class SequenceConfig(PreTrainedConfig):
 
 
 def _copy_code(config_class: type, references: set[str], folder: Path) -> None:
-    """Copy the files that `references` ("modeling_x.Class") name, and all they import, unchanged into `folder`."""
+    """Copy the files that `references` ("modeling_x.Class") name, and all they import, unchanged into `folder`.
+
+    Exported code is loaded from two folders: a configuration's own holds only what it imports itself, and the rest is
+    copied by transformers from the model's. So what is not beside the configuration is left out here.
+    """
     own_file = Path(sys.modules[config_class.__module__].__file__ or "")
-    sources = {own_file.with_name(reference.split(".")[0] + ".py") for reference in references}
+    named = {own_file.with_name(reference.split(".")[0] + ".py") for reference in references}
+    sources = {source for source in named if source.exists()}
     sources |= {Path(needed) for source in sources for needed in get_relative_import_files(source)}
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
@@ -126,10 +131,13 @@ class RecurrentConfig(SequenceConfig):
             architecture's `forget_bias` or `update_bias`); `"chrono"`: Tallec & Ollivier 2018, section 3, keeping
             times drawn from U(1, `chrono_max_time` − 1).
         chrono_max_time (`int`, defaults to 100): longest expected dependency in steps, at least 3.
+        initializer_range (`float`, defaults to 0.1): standard deviation of linear layers; embeddings are N(0, 1).
+            There is no norm behind them that would undo smaller ones.
         dropout: between layers, on every layer's output but the last (as in torch.nn.LSTM).
     """
 
     embedding_size: int | None = None
+    initializer_range: float | int = 0.1
     bidirectional: bool = False
     weight_init: str = "orthogonal"
     bias_init: str = "constant"

@@ -54,6 +54,7 @@ class CausalLMHead(SequencePreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        position_ids: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -61,6 +62,8 @@ class CausalLMHead(SequencePreTrainedModel):
 
         Args:
             labels (B, T): the token ids again (they are shifted here); −100 is not a target.
+            position_ids (B, T): read by backbones that have positions. Named here because `generate()` gives them only
+                to models that name them, and its static cache hides the padding they are counted from.
             logits_to_keep: compute only the last so many positions (0: all), or the positions in a tensor.
             num_items_in_batch: targets in the global batch, by which the summed loss is divided (Trainer passes it);
                 without it the loss is the mean over this call's targets.
@@ -75,6 +78,7 @@ class CausalLMHead(SequencePreTrainedModel):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            position_ids=position_ids,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -84,6 +88,8 @@ class CausalLMHead(SequencePreTrainedModel):
         logits = self.lm_head(hidden_states)
         loss = None
         if labels is not None:
+            targets = kwargs.get("shift_labels", labels[..., 1:])
+            kwargs["num_items_in_batch"] = count_targets(targets, kwargs.get("num_items_in_batch"))
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -147,7 +153,7 @@ class SequenceClassificationHead(SequencePreTrainedModel):
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return self.pack_output(
-            weights if kwargs.get("output_attentions") else None,
+            weights if kwargs.get("output_attentions", self.config.output_attentions) else None,
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -198,10 +204,20 @@ class TokenClassificationHead(SequencePreTrainedModel):
         logits = self.score(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
+            kwargs["num_items_in_batch"] = count_targets(labels, kwargs.get("num_items_in_batch"))
             loss = self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+def count_targets(labels: torch.Tensor, in_global_batch: int | torch.Tensor | None) -> torch.Tensor:
+    """What a summed loss is divided by: the global batch's targets, or this call's where nobody counted those.
+
+    At least 1, so that the loss of a batch without targets is 0 and not 0/0.
+    """
+    count = (labels != -100).sum() if in_global_batch is None else torch.as_tensor(in_global_batch)
+    return count.clamp(min=1)
 
 
 def last_token(hidden_states: torch.Tensor, valid: torch.Tensor | None, bidirectional: bool) -> torch.Tensor:

@@ -145,7 +145,10 @@ class RecurrentLayer(GradientCheckpointingLayer):
             return (
                 self._run_one_step(kernel[1], x, states, steps) if one_direction else self.run_scan(x, states, steps)
             )
-        return self._run_kernel(kernel, x, states, None if steps is None else steps.layout)
+        layout = None if steps is None else steps.layout
+        if layout is not None and layout.rows.numel() == 0:  # nothing but padding, which the kernels refuse
+            return self.run_scan(x, states, steps)
+        return self._run_kernel(kernel, x, states, layout)
 
     def run_scan(
         self, x: torch.Tensor, states: States, steps: ValidSteps | None = None
@@ -183,17 +186,15 @@ class RecurrentLayer(GradientCheckpointingLayer):
         self, kernel: tuple[Any, Any, int], x: torch.Tensor, states: States, layout: PackedLayout | None
     ) -> tuple[torch.Tensor, States]:
         """T steps in one call; padded batches as a packed sequence, scattered back afterwards."""
-        function, _, cudnn_mode = kernel
-        if x.is_cuda:
-            self.flatten_parameters(cudnn_mode)
+        function = kernel[0]
+        if x.is_cuda and not _is_distributed() and not torch.is_autocast_enabled("cuda"):
+            self.flatten_parameters()  # loading straight to a GPU, or a copy, left the parameters one by one
         # cuDNN keeps what the backward pass needs only when told that this is training.
         options = (self._flat_weights(), True, 1, 0.0, torch.is_grad_enabled(), len(self.directions) > 1)
         if layout is None:
             output, *final = function(x, _hx(states), *options, True)
             return output, tuple(final)
         batch, length, _ = x.shape
-        if layout.rows.numel() == 0:  # nothing but padding
-            return x.new_zeros(batch, length, len(self.directions) * self.hidden_size), states
         data = x.reshape(batch * length, -1).index_select(0, layout.positions)
         started = tuple(state.index_select(1, layout.rows) for state in states)
         packed, *final = function(data, layout.batch_sizes, _hx(started), *options)
@@ -205,20 +206,27 @@ class RecurrentLayer(GradientCheckpointingLayer):
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return [getattr(self, name + direction) for direction in self.directions for name in names]
 
-    def flatten_parameters(self, cudnn_mode: int) -> None:
-        """Let this layer's parameters share one block of memory, as cuDNN wants them; on CUDA, and only when needed.
-
-        Loading straight to a GPU replaces parameters one by one, so the look comes with every call.
-        """
-        weights = self._flat_weights()
-        if len({weight.untyped_storage().data_ptr() for weight in weights}) == 1 or torch.is_autocast_enabled("cuda"):
+    def flatten_parameters(self) -> None:
+        """Let this layer's parameters share one block of memory, as cuDNN wants them; on CUDA, and only when needed."""
+        kernel, weights = self.kernel(), self._flat_weights()
+        if kernel is None or len({weight.untyped_storage().data_ptr() for weight in weights}) == 1:
+            return
+        if any(type(weight) is not nn.Parameter for weight in weights):  # computed by an adapter, or sharded
             return
         if not torch.backends.cudnn.is_acceptable(weights[0]) or len({weight.dtype for weight in weights}) > 1:
             return
-        with torch.no_grad(), torch.cuda.device_of(weights[0]):
+        # Memory from inference mode could not be trained afterwards.
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(weights[0]):
             torch._cudnn_rnn_flatten_weight(
-                weights, 4, self.input_size, cudnn_mode, self.hidden_size, 0, 1, True, len(self.directions) > 1
+                weights, 4, self.input_size, kernel[2], self.hidden_size, 0, 1, True, len(self.directions) > 1
             )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        """As in torch (`.to`, `.cuda`, `.half`, …), and flat again afterwards."""
+        module = super()._apply(fn, recurse)
+        if all(parameter.is_cuda for parameter in self.parameters()):
+            self.flatten_parameters()
+        return module
 
     # -- initialisation -----------------------------------------------------------------------------------------------
     def init_weights(self, config: Any) -> None:
@@ -234,6 +242,11 @@ class RecurrentLayer(GradientCheckpointingLayer):
                 init.uniform_(w.weight_hh, -bound, bound)
             init.copy_(w.bias_ih, self.initial_bias(config).flatten().to(w.bias_ih))
             init.zeros_(w.bias_hh)
+
+
+def _is_distributed() -> bool:
+    """FSDP gathers parameters into memory of its own on every call, and would not notice that they moved."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _hx(states: States) -> Any:

@@ -60,7 +60,7 @@ class TransformerDecoderConfig(SequenceConfig):
         self.require("hidden_act", "'gelu' or 'swiglu'", self.hidden_act in ("gelu", "swiglu"))
         self.require("norm", "'layernorm' or 'rmsnorm'", self.norm in ("layernorm", "rmsnorm"))
         self.require("norm_position", "'pre' or 'post'", self.norm_position in ("pre", "post"))
-        self.require("norm_eps", "above 0 and below 1", 0 < self.norm_eps < 1)
+        self.require("norm_eps", "above 0 and at most 1", 0 < self.norm_eps <= 1)
         names = ("learned", "sinusoidal", "rotary")
         self.require("positions", "'learned', 'sinusoidal' or 'rotary'", self.positions in names)
         if self.positions == "rotary":

@@ -53,21 +53,20 @@ class AttentionRNNLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, T, I) → y (B, T, D), zero under padding, and the weights (B, 1, T, S) over the S remembered steps."""
         cache: Any = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-        states = self.rnn.initial_states(hidden_states, cache)
         memory = {} if cache is None else cache.read_states(hidden_states.dtype, hidden_states.device)
-        hidden, states = self.rnn.run(hidden_states, states, steps)
+        hidden = self.rnn(hidden_states, steps=steps, past_key_values=past_key_values)
         if not self.attends:
             return hidden, None
         mask = None if steps is None else steps.mask
         output, weights, memory = self.attend_to_past(hidden, memory, mask)
         if cache is not None:
-            cache.write_states(self.rnn.named(states) | memory, hidden_states.shape[1])
-        return output, weights[:, None]
+            cache.write_states(cache.states | memory, 0)  # the cell has written its own and counted the tokens
+        return output, weights
 
     def attend_to_past(
         self, hidden: torch.Tensor, memory: dict[str, torch.Tensor], mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Outputs, weights and the memory with the new hidden states (B, T, D) added.
+        """Outputs, weights (B, 1, T, S) and the memory with the new hidden states (B, T, D) added.
 
         The memory holds `values` (B, S, D), `keys` if they differ, and `positions` (B, S): the running number of each
         step among its row's tokens, −1 under padding. Distances are counted in tokens, so padding changes nothing.
@@ -83,8 +82,9 @@ class AttentionRNNLayer(GradientCheckpointingLayer):
         if self.window is not None:
             allowed &= remembered >= current - self.window
         scores = self.score(hidden, new.get("keys", new["values"]))
-        context, weights = attend(scores, new["values"], allowed)
-        output = torch.tanh(self.combine(torch.cat([context, hidden], dim=-1)))
+        # One head, so that the weights have transformers' shape (B, 1, T, S) where gradients flow through them.
+        context, weights = attend(scores[:, None], new["values"][:, None], allowed[:, None])
+        output = torch.tanh(self.combine(torch.cat([context[:, 0], hidden], dim=-1)))
         if mask is not None:
             output = torch.where(mask[..., None], output, output.new_zeros(()))
         return output, weights, self._forget(new)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-from ..arguments import ConfigError, SeqTrainingArguments
+from ..arguments import SeqTrainingArguments
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -29,13 +29,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, args: SeqTrainingArguments) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2) over `parameter_groups`.
-
-    Raises:
-        ConfigError: `args.optim` names another optimizer.
-    """
-    if args.optim not in ("adamw_torch", "adamw_torch_fused"):
-        raise ConfigError(f"optim={args.optim!s} is not supported; use adamw_torch_fused or adamw_torch")
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) over `parameter_groups`."""
     return torch.optim.AdamW(
         parameter_groups(model, args.weight_decay),
         lr=args.learning_rate,
@@ -50,10 +44,11 @@ def build_scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """A linear warm-up, then cosine to 0, linear to 0, or constant."""
     name = args.lr_scheduler_type
+    options = args.lr_scheduler_kwargs
     return get_scheduler(
         "constant_with_warmup" if name == "constant" else name,
         optimizer,
         num_warmup_steps=args.get_warmup_steps(num_training_steps),
         num_training_steps=num_training_steps,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        scheduler_specific_kwargs=options if isinstance(options, dict) else None,
     )

@@ -1,0 +1,48 @@
+# Every target sets up the virtual environment first. Choose another Python with PYTHON=, the build of torch with
+# TORCH_INDEX= (for example https://download.pytorch.org/whl/cpu or …/whl/cu130), a place for the environment with VENV=.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help demo test test-slow check common-tests gpu-check clean
+help:
+	@echo "make demo          train five architectures on the same text and compare them (about 5 minutes on 2 cores)"
+	@echo "make test          the tests (under 10 minutes on 2 cores)"
+	@echo "make test-slow     the full table of options"
+	@echo "make check         ruff, mypy, and the wheel in a clean environment"
+	@echo "make common-tests  transformers' own tests on our architectures (downloads its source once)"
+	@echo "make gpu-check     what only a GPU can show (up to 8 minutes)"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch -c constraints.txt
+	$(PIP) install -e '.[dev]' -c constraints.txt
+	touch $@
+
+demo: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/hf-seqmodels demo --output_dir runs/demo --overwrite
+
+test: $(VENV)/.installed
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+
+test-slow: $(VENV)/.installed
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(WORKERS)
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(OFFLINE) $(BIN)/python tests/wheel_check.py
+
+common-tests: $(VENV)/.installed
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python tests/common/run.py
+
+gpu-check:
+	@echo "see tests/gpu"
+
+clean:
+	rm -rf $(VENV) build dist runs .cache .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -1,0 +1,1 @@
+"""Scores: yardsticks and models, measured in the same unit over the same targets."""

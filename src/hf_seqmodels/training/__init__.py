@@ -1,0 +1,6 @@
+"""Training: a `transformers.Trainer` that counts tokens right and says what it really ran on."""
+
+from .optim import build_optimizer, build_scheduler
+from .trainer import SeqTrainer, TrainingDiverged
+
+__all__ = ["SeqTrainer", "TrainingDiverged", "build_optimizer", "build_scheduler"]

@@ -1,0 +1,362 @@
+"""The trainer: `transformers.Trainer` with our optimizer, exact token means, and a record of what really ran."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..arguments import ConfigError, SeqTrainingArguments
+from .batches import BatchOrder, BatchSampler, FilledDataset
+from .optim import build_optimizer, build_scheduler
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a weight is NaN or infinite: one line that names the step."""
+
+
+class SeqTrainer(Trainer):
+    """Trains any model of transformers whose loss takes `num_items_in_batch`; others train as in the stock Trainer.
+
+    - The training loss is the mean over all targets of the global batch, for any accumulation and process count.
+    - The evaluation loss is the mean over all targets of the data set (not of batch means), in nats; causal language
+      models also get `eval_bits_per_token`.
+    - The processes, the wrapper and the device are compared with what was asked for.
+    - A loss that is not finite stops the run within one step, and broken weights are never saved.
+    - Nothing is written but the model, its tokenizer and the checkpoints; the model card is not the Trainer's.
+
+    Args:
+        log_file: every logged line is appended to it as JSON, by the first process only.
+        quiet: no progress bar and no printed lines.
+        The rest as in `transformers.Trainer`.
+
+    Raises:
+        ConfigError: another number of processes than asked for, or (from `train`) another wrapper or device.
+    """
+
+    args: SeqTrainingArguments
+    model: PreTrainedModel
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SeqTrainingArguments,
+        log_file: Path | None = None,
+        quiet: bool = False,
+        **kwargs: Any,
+    ):
+        if quiet:
+            args.disable_tqdm = True
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # one process trains on one GPU; nn.DataParallel would divide batches behind our back
+        args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type == "cuda"
+        self._config_use_cache = getattr(model.config, "use_cache", None)
+        super().__init__(model=model, args=args, **kwargs)
+        self._set_use_cache(self._config_use_cache)  # the stock constructor turns it off in the config that is saved
+        self._loss_shifts_labels = self._is_causal  # the stock test knows class names only, and not GPT-2's
+        check_processes(self.accelerator.num_processes, args)
+        if quiet:
+            self.remove_callback(PrinterCallback)
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+        if log_file is not None:
+            self.add_callback(LogFile(log_file))
+        self.add_callback(_Watch(self, quiet))
+        self.batch_order = BatchOrder()
+        self._starts_step = True
+        self._last_loss: tuple[int, torch.Tensor] | None = None
+        self._targets, self.step_seconds = torch.zeros((), dtype=torch.int64, device=args.device), 0.0
+        self._evaluated = torch.zeros(2)
+        if self._fills:
+            self.train_dataset = None if self.train_dataset is None else FilledDataset(self.train_dataset)
+
+    # ---- batches ------------------------------------------------------------------------------------------------
+
+    @property
+    def _fills(self) -> bool:
+        """Whether samples without targets even out the last batch: they cost nothing in a sum, but upset a mean."""
+        return self.accelerator.num_processes > 1 and self.model_accepts_loss_kwargs
+
+    def _sampler(self, dataset: Any, batch_size: int, seed: int | None) -> BatchSampler | None:
+        if not isinstance(dataset, Sized):
+            return None
+        fill = -len(dataset) % (batch_size * self.accelerator.num_processes) if self._fills else 0
+        return BatchSampler(len(dataset), fill, seed, epoch=lambda: int(self.state.epoch or 0))
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return self._sampler(
+            self.train_dataset if train_dataset is None else train_dataset, self._train_batch_size, seed
+        )
+
+    def _get_eval_sampler(self, eval_dataset):
+        return self._sampler(eval_dataset, self.args.eval_batch_size, seed=None)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As in the stock Trainer; with several processes the last batch is evened out without targets."""
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            held = self.eval_dataset
+            eval_dataset = held[eval_dataset] if isinstance(held, dict) and eval_dataset is not None else held
+        if self._fills and isinstance(eval_dataset, Sized):
+            eval_dataset = FilledDataset(eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    # ---- optimizer ----------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model=None):
+        """AdamW of `build_optimizer`, unless an optimizer was passed in."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model if model is None else model, self.args)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """The schedule of `build_scheduler`, unless one was passed in."""
+        if self.lr_scheduler is None:
+            optimizer = optimizer or self.create_optimizer()
+            self.lr_scheduler = build_scheduler(optimizer, self.args, num_training_steps)  # type: ignore[assignment]
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """As in the stock Trainer.
+
+        Raises:
+            ConfigError: nothing to resume from, or the model is not wrapped as asked for.
+            TrainingDiverged: the loss or a weight is not finite.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self._folder)
+            if resume_from_checkpoint is None:
+                raise ConfigError(f"there is no checkpoint in '{self._folder}' to resume from")
+        if resume_from_checkpoint:
+            self.batch_order.load(Path(resume_from_checkpoint))
+        with self._without_cache():
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._check_loss()
+        self.batch_order.flush(self._add_across_processes)
+        return output
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-step: the batch is counted into the digest, the loss checked (one step later, to save a sync)."""
+        if "input_ids" in inputs:
+            self.batch_order.add(inputs, self._starts_step)
+        if self._starts_step and num_items_in_batch is not None:
+            self._targets += num_items_in_batch.sum().to(torch.int64)
+        self._starts_step = self.accelerator.sync_gradients
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._check_loss()
+        self._last_loss = (self.state.global_step + 1, loss)
+        return loss
+
+    @property
+    def _folder(self) -> str:
+        return str(self.args.output_dir)
+
+    def _check_loss(self) -> None:
+        if self._last_loss is None:
+            return
+        (step, loss), self._last_loss = self._last_loss, None
+        if not torch.isfinite(loss).all():
+            raise TrainingDiverged(
+                f"step {step}: the loss is {loss.item()}; lower learning_rate (it is {self.args.learning_rate}) or "
+                f"max_grad_norm (it is {self.args.max_grad_norm}); nothing was saved after step {self._last_saved()}"
+            )
+
+    def _check_weights(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise TrainingDiverged(
+                    f"step {self.state.global_step}: weight {name} is not finite; lower learning_rate (it is "
+                    f"{self.args.learning_rate}); nothing was saved after step {self._last_saved()}"
+                )
+
+    def _last_saved(self) -> int:
+        newest = get_last_checkpoint(self._folder) if os.path.isdir(self._folder) else None
+        return int(newest.rpartition("-")[2]) if newest else 0
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """As in the stock Trainer, after a check that the last loss was finite."""
+        self._check_loss()
+        super().log(logs, *args, **kwargs)
+
+    def _add_across_processes(self, sums: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(sums, reduction="sum")
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None, **kwargs):
+        """In training the stock loss; in evaluation the summed loss is kept for `evaluation_loop`."""
+        if model.training or not self.model_accepts_loss_kwargs or "labels" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
+        outputs = model(**inputs, num_items_in_batch=torch.ones((), device=self.args.device))
+        summed = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+        labels = inputs["labels"][..., 1:] if self._is_causal else inputs["labels"]
+        targets = labels.ne(-100).sum()
+        self._evaluated += torch.stack([summed.detach().double(), targets.double()])
+        loss = summed / targets.clamp(min=1)
+        return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _is_causal(self) -> bool:
+        """Whether the loss shifts the labels, so that the first one of a row is no target."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.loss_function is ForCausalLMLoss and not model.config.is_encoder_decoder
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """As in the stock Trainer; the loss is the mean over all targets."""
+        self._check_loss()
+        with self._without_cache():
+            return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, dataloader, description, *args, **kwargs):
+        """The stock loop, with the loss replaced by summed loss / number of targets over all processes."""
+        self._evaluated = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+        summed, targets = self.accelerator.reduce(self._evaluated, reduction="sum").tolist()
+        if targets:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            found = {"loss": summed / targets}
+            if self._is_causal:
+                found |= {"bits_per_token": summed / targets / math.log(2), "tokens": int(targets)}
+            assert output.metrics is not None
+            output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
+        return output
+
+    # ---- saving -------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial):
+        self._check_loss()
+        self._check_weights()
+        self.batch_order.flush(self._add_across_processes)
+        if self.args.should_save:
+            folder = Path(self._folder) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self.batch_order.save(folder)
+        super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Model and tokenizer, by the first process; the config says `use_cache` as it was before training."""
+        during = getattr(self.model.config, "use_cache", None)
+        self._set_use_cache(self._config_use_cache)
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            self._set_use_cache(during)
+        if self.args.should_save:  # the pickle holds the arguments, hub_token included
+            Path(output_dir or self._folder, "training_args.bin").unlink(missing_ok=True)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Writes nothing: the card is made from the run's result, not from the Trainer's template."""
+
+    def _set_use_cache(self, value: bool | None) -> None:
+        if value is not None:
+            self.model.config.use_cache = value
+
+    @contextlib.contextmanager
+    def _without_cache(self) -> Iterator[None]:
+        """Training and evaluation need no state from the model."""
+        before = getattr(self.model.config, "use_cache", None)
+        self._set_use_cache(None if before is None else False)
+        try:
+            yield
+        finally:
+            self._set_use_cache(before)
+
+    # ---- what really ran ----------------------------------------------------------------------------------------
+
+    def wrapper(self) -> str:
+        """The class around the model in training, or "none"."""
+        return "none" if self.model_wrapped is self.model else type(self.model_wrapped).__name__
+
+    def record(self) -> dict[str, Any]:
+        """World size, wrapper, device, precision, speed, and the digest of the batches learned from.
+
+        `step_seconds` is the time inside the steps of this process's `train`: no evaluation, saving or data loading.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return {
+            "world_size": self.accelerator.num_processes,
+            "wrapper": self.wrapper(),
+            "backend": torch.distributed.get_backend() if distributed else None,
+            "device": str(self.args.device.type),
+            "mixed_precision": self.accelerator.mixed_precision,
+            "batch_order": {"digest": self.batch_order.digest, "steps": self.batch_order.steps},
+            "targets": int(self._targets),
+            "step_seconds": round(self.step_seconds, 3),
+            "targets_per_second": round(int(self._targets) / self.step_seconds, 1) if self.step_seconds else None,
+        }
+
+
+def check_processes(got: int, args: SeqTrainingArguments) -> None:
+    """Raise ConfigError unless training runs on as many processes as the launcher or `expect_processes` asked for."""
+    environment = os.environ
+    asked = args.expect_processes or int(environment.get("WORLD_SIZE", 0)) or got
+    if got != asked:
+        raise ConfigError(
+            f"{asked} processes were asked for and training would run on {got}; "
+            f"start it with torchrun --nproc_per_node {asked} (on GPUs also accelerate launch)"
+        )
+    # `accelerate launch --cpu --num_processes 2` sets an address to meet at, then starts one process without a rank.
+    alone = "ACCELERATE_MIXED_PRECISION" in environment and "WORLD_SIZE" not in environment
+    if alone and "MASTER_ADDR" in environment and args.expect_processes is None:
+        raise ConfigError(
+            "accelerate launch was asked for several processes and started one; use torchrun --nproc_per_node N, "
+            "or say --expect_processes 1 if one is right"
+        )
+
+
+class _Watch(TrainerCallback):
+    """Before the first step: is the model wrapped as asked, on the device asked for? Then the time of each step."""
+
+    def __init__(self, trainer: SeqTrainer, quiet: bool):
+        self.trainer, self.quiet, self.start = trainer, quiet, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        got, device, processes = self.trainer.wrapper(), args.device.type, self.trainer.accelerator.num_processes
+        asked_fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if asked_fsdp and "FSDP" not in got and "FullySharded" not in got:
+            raise ConfigError(f"FSDP was asked for and the model is wrapped in '{got}' on {device}; use DDP or GPUs")
+        if processes > 1 and got == "none":
+            raise ConfigError(f"{processes} processes run and the model is not wrapped: each would train alone")
+        asked_cpu = args.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+        if asked_cpu and device != "cpu":
+            raise ConfigError(f"the CPU was asked for and training would run on {device}; leave --use_cpu out")
+        if state.is_world_process_zero and not self.quiet:
+            print(f"training on {processes} process{'es' * (processes > 1)}, wrapper {got}, device {device}")
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.step_seconds += time.perf_counter() - self.start
+
+
+class LogFile(TrainerCallback):
+    """Appends every logged line to a JSONL file: step, seconds since training began, and the numbers."""
+
+    def __init__(self, path: Path):
+        self.path, self.start = path, time.perf_counter()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            seconds = round(time.perf_counter() - self.start, 3)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, "seconds": seconds, **(logs or {})}) + "\n")

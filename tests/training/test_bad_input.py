@@ -1,0 +1,98 @@
+"""What a user can get wrong: one line on stderr, exit status 2, nothing written, before anything is trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_seqmodels.run import main
+
+TEXT = "the cat sat on the mat. " * 20
+LSTM = ["--model_type", "seq_lstm", "--hidden_size", "8", "--block_size", "16"]
+DECODER = ["--model_type", "seq_transformer_decoder", "--hidden_size", "30", "--num_attention_heads"]
+
+CASES = [
+    ([*LSTM, "--learnin_rate", "1"], "unknown option 'learnin_rate': did you mean 'learning_rate'?"),
+    ([*LSTM, "--hiden_size", "8"], "unknown option 'hiden_size': did you mean 'hidden_size'?"),
+    ([*LSTM, "--learning_rate", "nan"], "learning_rate=nan is not a finite number"),
+    ([*LSTM, "--learning_rate", "0"], "learning_rate=0.0 is out of range"),
+    ([*LSTM, "--max_grad_norm", "inf"], "max_grad_norm=inf is not a finite number"),
+    ([*LSTM, "--dropout", "1.5"], "dropout=1.5"),
+    ([*LSTM, "--dropout", "nan"], "dropout=nan is not a finite number"),
+    ([*LSTM, "--hidden_size", "0"], "hidden_size=0 is out of range"),
+    ([*LSTM, "--hidden_size", "wide"], "hidden_size='wide' is not a whole number"),
+    ([*LSTM, "--bidirectional"], "bidirectional=True"),
+    ([*LSTM, "--per_device_train_batch_size", "0"], "per_device_train_batch_size=0 is out of range"),
+    ([*LSTM, "--warmup_steps", "-1"], "warmup_steps=-1.0 is out of range"),
+    ([*LSTM, "--num_train_epochs", "0"], "num_train_epochs=0.0 is out of range"),
+    ([*LSTM, "--max_steps", "0"], "max_steps=0 is out of range"),
+    ([*LSTM, "--block_size", "1"], "block_size=1 is out of range"),
+    ([*LSTM, "--lr_scheduler_type", "cosin"], "lr_scheduler_type='cosin' is not a choice"),
+    ([*LSTM, "--optim", "sgd"], "optim=sgd is not supported"),
+    ([*LSTM, "--bf16", "maybe"], "bf16: "),
+    ([*LSTM, "--label_smoothing_factor", "0.1"], "label_smoothing_factor=0.1 is out of range"),
+    ([*LSTM, "--eval_strategy", "no"], "load_best_model_at_end requires"),
+    ([*LSTM, "more"], "'more' stands alone"),
+    ([*LSTM, "--train_file", "absent.txt"], "train_file 'absent.txt' does not exist"),
+    ([*LSTM, "--test_file", "empty.txt"], "empty.txt' is empty"),
+    ([*LSTM, "--tokenizer", "./absent"], "absent"),
+    ([*LSTM, "--expect_processes", "2"], "2 processes were asked for and training would run on 1"),
+    ([*LSTM, "--resume"], "no checkpoint to resume from"),
+    ([*LSTM, "--resume", "--overwrite"], "--overwrite deletes what --resume goes on from"),
+    ([*DECODER, "4"], "num_attention_heads=4"),
+    ([*DECODER, "2", "--max_position_embeddings", "16"], "the model has 16 positions"),
+    (["--model_type", "seq_lstn"], "there is no architecture 'seq_lstn': did you mean 'seq_lstm'?"),
+    (["--model_type", "vit"], "architecture 'vit' has no causal language model"),
+    (["--config", "lm/lstn"], "there is no recipe 'lm/lstn': did you mean 'lm/lstm'?"),
+    (["--config", "absent.yaml"], "config file 'absent.yaml' does not exist"),
+    ([], "no model is named"),
+]
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").touch()
+    argv = ["--output_dir", "out"]
+    for split in ("train", "validation", "test"):
+        Path(f"{split}.txt").write_text(TEXT + split)
+        argv += [f"--{split}_file", f"{split}.txt"]
+    return argv
+
+
+@pytest.mark.parametrize(("argv", "message"), CASES, ids=[" ".join(argv[-2:]) or "nothing" for argv, _ in CASES])
+def test_refused_in_one_line(texts, capsys, argv, message):
+    assert main([*texts, *argv]) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("[transformers]")]
+    assert len(lines) == 1 and lines[0].startswith("train.py: error: ") and message in lines[0]
+    assert out == "" and not list(Path("out").glob("*"))
+
+
+def test_files_must_be_complete(texts, capsys):
+    assert main([*LSTM, *texts[:4]]) == 2
+    assert "validation_file and test_file missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", ["result.json", "log.jsonl", "model.safetensors", "checkpoint-3"])
+def test_results_are_not_overwritten(texts, capsys, left):
+    Path("out").mkdir()
+    Path("out", left).write_text("precious")
+    assert main([*texts, *LSTM]) == 2
+    error = capsys.readouterr().err
+    assert left in error and "--overwrite" in error and "--resume" in error
+    assert Path("out", left).read_text() == "precious"
+
+
+def test_the_program_exits_with_2(texts):
+    """The same through a real process."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(root / "train.py"), *texts, *LSTM, "--train_file", "empty.txt"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "'empty.txt' is empty" in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
