@@ -25,7 +25,6 @@ from .hub.card import build_card
 from .hub.verify import VerificationError, verify_as_stranger
 from .run import LanguageData, load_data, run
 
-
 MODELS = ("rnn", "lstm", "gru", "attention_rnn", "transformer_decoder")
 MUST_BEAT_TRIGRAM = ("lstm", "gru", "attention_rnn", "transformer_decoder")
 PARAMETERS, TOLERANCE = 200_000, 0.02
@@ -72,7 +71,9 @@ def run_demo(output: Path, overwrite: bool = False, max_steps: int | None = None
     start = time.perf_counter()
     options = ["--overwrite"] if overwrite else []
     options += ["--max_steps", str(max_steps)] if max_steps else []
-    configs = {name: parse(["--config", f"lm/{name}", "--output_dir", str(output / name), *options]) for name in MODELS}
+    configs = {
+        name: parse(["--config", f"lm/{name}", "--output_dir", str(output / name), *options]) for name in MODELS
+    }
     data = load_data(configs["lstm"])
     records = {}
     for number, name in enumerate(MODELS, start=1):
@@ -191,7 +192,8 @@ def format_table(table: list[dict[str, Any]]) -> str:
         first, *rest = zip(cells, widths, strict=True)
         return "| " + " | ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]) + " |"
 
-    rule = "|" + "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths)) + "|"
+    left, *right = widths
+    rule = "|" + "|".join(["-" * (left + 2), *("-" * (width + 1) + ":" for width in right)]) + "|"
     return "\n".join([line(list(COLUMNS.values())), rule, *map(line, lines)])
 
 
@@ -211,7 +213,8 @@ def report(output: Path, result: dict[str, Any], records: dict[str, dict[str, An
     for name, answer in result["strangers"].items():
         text = " ".join(answer["generated"].split())
         print(f"{name} in a fresh process (logits differ by {answer['max_difference']:.0e}): {text}")
-    print(f"{result['seconds']:.0f} s; written to {output}: demo.json, demo.csv, demo.md, loss_curves.png, one folder a model")
+    files = "demo.json, demo.csv, demo.md, loss_curves.png, and a folder for each model"
+    print(f"{result['seconds']:.0f} s; written to {output}: {files}")
 
 
 def check_trigram(table: list[dict[str, Any]]) -> None:

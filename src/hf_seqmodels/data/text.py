@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD_TOKEN, UNK_TOKEN, EOS_TOKEN = "<pad>", "<unk>", "</s>"
 SPLITS = ("train", "validation", "test")
@@ -141,7 +141,7 @@ def build_character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def token_stream(dataset: Dataset, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+def token_stream(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """All texts of one split in order, each followed by the end-of-sequence token: int64 (T,).
 
     Raises:
@@ -156,7 +156,7 @@ def token_stream(dataset: Dataset, tokenizer: PreTrainedTokenizerFast) -> np.nda
     return np.asarray(ids, dtype=np.int64)
 
 
-def out_of_vocabulary_share(dataset: Dataset, tokenizer: PreTrainedTokenizerFast) -> float:
+def out_of_vocabulary_share(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
     """Share (0 to 1) of a split's tokens that the tokenizer does not know, `</s>` counted among the tokens."""
     return float(np.mean(token_stream(dataset, tokenizer) == tokenizer.unk_token_id))
 

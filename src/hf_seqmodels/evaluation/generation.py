@@ -34,10 +34,11 @@ def generation_speed(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: i
         prompt (1, T): token ids.
     """
     options: dict[str, Any] = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
-    model.generate(prompt, max_new_tokens=8, **options)
+    generate: Any = model.generate
+    generate(prompt, max_new_tokens=8, **options)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        model.generate(prompt, max_new_tokens=new_tokens, min_new_tokens=new_tokens, **options)
+        generate(prompt, max_new_tokens=new_tokens, min_new_tokens=new_tokens, **options)
         seconds.append(time.perf_counter() - start)
     return new_tokens / min(seconds)

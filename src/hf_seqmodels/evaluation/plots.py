@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-
 matplotlib.use("Agg")  # files only; no screen is needed
 
 

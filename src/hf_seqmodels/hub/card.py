@@ -12,7 +12,6 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SUMMARIES = {
     "seq_rnn": "A simple recurrent network (Elman 1990)",

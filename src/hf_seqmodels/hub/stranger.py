@@ -2,8 +2,8 @@
 
     python -I stranger.py FOLDER GOLDEN PROMPT
 
-GOLDEN is a safetensors file with `input_ids` (1, T) and the `logits` (1, T, V) expected for them. Prints one JSON object:
-`max_difference`, `generated` (from the text-generation pipeline), `imported_package` (must be false).
+GOLDEN is a safetensors file with `input_ids` (1, T) and the `logits` (1, T, V) expected for them. Prints one JSON
+object: `max_difference`, `generated` (from the text-generation pipeline), `imported_package` (must be false).
 """
 
 import json
@@ -20,7 +20,7 @@ class _Absent:
 
 def main(folder: str, golden: str, prompt: str) -> None:
     """Load, compare, generate, print."""
-    sys.meta_path.insert(0, _Absent())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Absent())
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
     from transformers.utils import logging

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-
 STRANGER = Path(__file__).with_name("stranger.py")
 
 

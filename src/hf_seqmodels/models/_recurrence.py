@@ -207,7 +207,7 @@ class RecurrentLayer(GradientCheckpointingLayer):
         return [getattr(self, name + direction) for direction in self.directions for name in names]
 
     def flatten_parameters(self) -> None:
-        """Let this layer's parameters share one block of memory, as cuDNN wants them; on CUDA, and only when needed."""
+        """Let this layer's parameters share one block of memory, as cuDNN wants; on CUDA, and only when needed."""
         kernel, weights = self.kernel(), self._flat_weights()
         if kernel is None or len({weight.untyped_storage().data_ptr() for weight in weights}) == 1:
             return
