@@ -8,9 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-slow check common-tests gpu-check clean
+.PHONY: help demo results test test-slow check common-tests gpu-check clean
 help:
 	@echo "make demo          train five architectures on the same text and compare them (about 5 minutes on 2 cores)"
+	@echo "make results       the demo, then its numbers into results/, the README and the recipes"
 	@echo "make test          the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow     the full table of options"
 	@echo "make check         ruff, mypy, and the wheel in a clean environment"
@@ -25,6 +26,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/hf-seqmodels demo --output_dir runs/demo --overwrite
+
+results: demo
+	$(BIN)/python -m hf_seqmodels.evaluation.tables runs/demo .
 
 test: $(VENV)/.installed
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS)

@@ -21,6 +21,7 @@ from .data import out_of_vocabulary_share, token_stream
 from .evaluation.generation import generation_speed, state_bytes
 from .evaluation.ngram import InterpolatedNGram
 from .evaluation.plots import plot_loss_curves
+from .evaluation.tables import COLUMNS, format_table
 from .hub.card import build_card
 from .hub.verify import VerificationError, verify_as_stranger
 from .run import LanguageData, load_data, run
@@ -30,15 +31,6 @@ MUST_BEAT_TRIGRAM = ("lstm", "gru", "attention_rnn", "transformer_decoder")
 PARAMETERS, TOLERANCE = 200_000, 0.02
 CONTEXT = 1_000  # characters read before the state is weighed
 PROMPT = "The import statement "
-COLUMNS = {
-    "model": "model",
-    "parameters": "parameters",
-    "validation_bits": "validation bits/char",
-    "test_bits": "test bits/char",
-    "training_speed": "training char/s",
-    "generation_speed": "generation char/s",
-    "state_bytes": f"state bytes at {CONTEXT:,}",
-}
 
 
 class DemoError(RuntimeError):
@@ -173,28 +165,6 @@ def rows(records: dict[str, dict[str, Any]], ngrams: dict[str, dict[str, float]]
         empty = dict.fromkeys(COLUMNS)
         table.append(empty | {"model": name, "validation_bits": bits["validation"], "test_bits": bits["test"]})
     return table
-
-
-def format_table(table: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-
-    def cell(column: str, value: Any) -> str:
-        if value is None:
-            return "–"
-        if column.endswith("bits"):
-            return f"{value:.3f}"
-        return value if isinstance(value, str) else f"{value:,.0f}"
-
-    lines = [[cell(column, row[column]) for column in COLUMNS] for row in table]
-    widths = [max(map(len, column)) for column in zip(COLUMNS.values(), *lines, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = zip(cells, widths, strict=True)
-        return "| " + " | ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]) + " |"
-
-    left, *right = widths
-    rule = "|" + "|".join(["-" * (left + 2), *("-" * (width + 1) + ":" for width in right)]) + "|"
-    return "\n".join([line(list(COLUMNS.values())), rule, *map(line, lines)])
 
 
 def report(output: Path, result: dict[str, Any], records: dict[str, dict[str, Any]]) -> None:

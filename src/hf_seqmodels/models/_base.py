@@ -88,7 +88,7 @@ class SequencePreTrainedModel(PreTrainedModel):
             model.auto_model: f"{name}.{model.__name__}" for model in classes
         }
 
-    def check_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
+    def choose_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to read and write: the caller's, or a new one when asked for, or None."""
         if past_key_values is None and use_cache:
             return DynamicCache(config=self.config)
@@ -114,13 +114,25 @@ class RecurrentModel(SequencePreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Embeddings from N(0, 1), as in torch.nn.Embedding: no norm behind them lifts smaller ones for the cell."""
+        """Embeddings from N(0, 1), as in torch.nn.Embedding: no norm behind them lifts smaller ones for the cell.
+
+        Tied ones keep `initializer_range`, since they are also the output layer, whose logits should start small.
+        """
         super()._init_weights(module)
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) and not self.config.tie_word_embeddings:
             init.normal_(module.weight)
             # A slice does not know that its tensor was loaded, so the look is ours.
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
+
+    def choose_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
+        cache = super().choose_cache(past_key_values, use_cache)
+        if cache is not None and sum(hasattr(layer, "read_states") for layer in cache.layers) < len(self.layers):
+            kind = type(cache).__name__
+            raise ValueError(
+                f"this {kind} has no place for recurrent state: build it with {kind}(config=model.config)"
+            )
+        return cache
 
     @merge_with_config_defaults
     @capture_outputs
@@ -156,7 +168,7 @@ class RecurrentModel(SequencePreTrainedModel):
         hidden_states, valid = embed_inputs(
             self.embed_tokens, self.config.vocab_size, input_ids, inputs_embeds, attention_mask
         )
-        past_key_values = self.check_cache(past_key_values, use_cache)
+        past_key_values = self.choose_cache(past_key_values, use_cache)
         steps = find_valid_steps(valid)
         for layer in self.layers:
             hidden_states = layer(

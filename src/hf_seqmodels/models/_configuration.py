@@ -53,8 +53,8 @@ class SequenceConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)
+        self.check_ranges()  # first: transformers asks for `layer_types`, a list as long as the layers are many
         super().__post_init__(**kwargs)
-        self.check_ranges()
 
     def _refuse_misspelt(self, unknown: dict) -> None:
         """`@strict` lets unknown keys through as attributes; one that resembles an option is a typing error."""
@@ -131,7 +131,8 @@ class RecurrentConfig(SequenceConfig):
             architecture's `forget_bias` or `update_bias`); `"chrono"`: Tallec & Ollivier 2018, section 3, keeping
             times drawn from U(1, `chrono_max_time` − 1).
         chrono_max_time (`int`, defaults to 100): longest expected dependency in steps, at least 3.
-        initializer_range (`float`, defaults to 0.1): standard deviation of linear layers; embeddings are N(0, 1).
+        initializer_range (`float`, defaults to 0.1): standard deviation of linear layers and of tied
+            embeddings; embeddings that are not tied start from N(0, 1), as in torch.nn.Embedding.
             There is no norm behind them that would undo smaller ones.
         dropout: between layers, on every layer's output but the last (as in torch.nn.LSTM).
     """

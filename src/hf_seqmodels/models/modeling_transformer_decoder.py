@@ -134,7 +134,7 @@ class TransformerDecoderModel(TransformerDecoderPreTrainedModel):
         """
         flat_mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
         hidden_states, _ = embed_inputs(self.embed_tokens, self.config.vocab_size, input_ids, inputs_embeds, flat_mask)
-        past_key_values = self.check_cache(past_key_values, use_cache)
+        past_key_values = self.choose_cache(past_key_values, use_cache)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:
             position_ids = number_tokens(flat_mask, past_length, hidden_states)
