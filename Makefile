@@ -45,8 +45,8 @@ check: $(VENV)/.installed
 common-tests: $(VENV)/.installed
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python tests/common/run.py
 
-gpu-check:
-	@echo "see tests/gpu"
+gpu-check: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python tests/gpu/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build dist runs .cache .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -1,4 +1,4 @@
-"""Build the wheel, install it in a clean environment, and train two steps there, outside the checkout (`make check`)."""
+"""Build the wheel, install it in an empty environment, and train two steps there, outside the checkout."""
 
 import os
 import subprocess
@@ -6,7 +6,6 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
-
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = """

@@ -28,7 +28,7 @@ def main(folder: str, golden: str, prompt: str) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     expected = load_file(golden)
     logits = model(expected["input_ids"]).logits
     generate = pipeline("text-generation", model=model, tokenizer=tokenizer)

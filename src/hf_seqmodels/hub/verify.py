@@ -43,7 +43,8 @@ def verify_as_stranger(
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(scratch, "modules"))}
         command = [sys.executable, "-I", str(STRANGER), str(folder.resolve()), str(golden), prompt]
-        done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=300)
+        options: dict[str, Any] = {"cwd": scratch, "env": environment, "stdin": subprocess.DEVNULL}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
     if done.returncode != 0:
         raise VerificationError(f"{folder} does not load in a fresh process:\n{done.stderr[-2000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])

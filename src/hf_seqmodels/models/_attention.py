@@ -60,6 +60,8 @@ def attend(scores: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor) ->
 class AttentionPooling(nn.Module):
     """Zhou 2016, eq. 9–12: α = softmax(w·tanh(h_t)) over a row's tokens, pooled = tanh(Σ α_t h_t).
 
+    The two directions' states stay side by side in h_t; the paper adds them (eq. 8).
+
     Parameter: weight (D,).
     """
 

@@ -81,7 +81,9 @@ class SequencePreTrainedModel(PreTrainedModel):
     @classmethod
     def auto_map(cls) -> dict[str, str]:
         """Auto class → "file.Class" for the configuration and every model in this model's file."""
-        name, module = cls.__module__.split(".")[-1], sys.modules[cls.__module__]
+        # FSDP2 gives a sharded model a class of its own, in front of ours.
+        own = next(base.__module__ for base in cls.__mro__ if not base.__module__.startswith("torch."))
+        name, module = own.split(".")[-1], sys.modules[own]
         config: Any = cls.config_class
         classes = [getattr(module, exported) for exported in module.__all__]
         return {"AutoConfig": f"{config.__module__.split('.')[-1]}.{config.__name__}"} | {
@@ -129,9 +131,7 @@ class RecurrentModel(SequencePreTrainedModel):
         cache = super().choose_cache(past_key_values, use_cache)
         if cache is not None and sum(hasattr(layer, "read_states") for layer in cache.layers) < len(self.layers):
             kind = type(cache).__name__
-            raise ValueError(
-                f"this {kind} has no place for recurrent state: build it with {kind}(config=model.config)"
-            )
+            raise ValueError(f"this {kind} cannot hold recurrent state: build it with {kind}(config=model.config)")
         return cache
 
     @merge_with_config_defaults

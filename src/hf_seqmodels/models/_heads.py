@@ -88,7 +88,8 @@ class CausalLMHead(SequencePreTrainedModel):
         logits = self.lm_head(hidden_states)
         loss = None
         if labels is not None:
-            targets = kwargs.get("shift_labels", labels[..., 1:])
+            shifted = kwargs.get("shift_labels")
+            targets = labels[..., 1:] if shifted is None else shifted
             kwargs["num_items_in_batch"] = count_targets(targets, kwargs.get("num_items_in_batch"))
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(

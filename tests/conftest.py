@@ -1,0 +1,30 @@
+"""The device that the tests of the models run on, and the largest errors printed after them."""
+
+import os
+
+import pytest
+import torch
+
+from model_table import largest_errors
+
+DEVICE = os.environ.get("HF_SEQMODELS_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _on_device():
+    """Each test starts from the same seed; what it creates lies on the device, where fp32 means fp32 (no TF32)."""
+    torch.manual_seed(0)
+    if DEVICE == "cpu":
+        yield
+        return
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_default_device(DEVICE)
+    yield
+    torch.set_default_device(None)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if largest_errors:
+        terminalreporter.section("largest errors (relative to max(1, |expected|))")
+        for row, error in sorted(largest_errors.items()):
+            terminalreporter.write_line(f"{row:24} {error:.2e}")

@@ -1,0 +1,123 @@
+"""Helpers of the export tests: digests, the files an architecture ships, a tokenizer, and strangers' processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+import hf_seqmodels.models
+from hf_seqmodels.models import ARCHITECTURES
+from model_table import Case
+
+SOURCE = Path(hf_seqmodels.models.__file__).parent
+HERE = Path(__file__).parent
+
+# All that a model of each architecture needs, and nothing else: what a stranger's folder must hold.
+_SHARED = {"_base.py", "_cache.py", "_configuration.py", "_heads.py", "_inputs.py", "_recurrence.py", "_versions.py"}
+SHIPPED = {
+    "seq_rnn": _SHARED | {"configuration_rnn.py", "modeling_rnn.py"},
+    "seq_lstm": _SHARED | {"configuration_lstm.py", "modeling_lstm.py"},
+    "seq_gru": _SHARED | {"configuration_gru.py", "modeling_gru.py"},
+    "seq_attention_rnn": _SHARED
+    | {"_attention.py", "_outputs.py", "configuration_attention_rnn.py", "modeling_attention_rnn.py"}
+    | {f"{kind}_{cell}.py" for kind in ("configuration", "modeling") for cell in ("rnn", "lstm", "gru")},
+    "seq_transformer_decoder": _SHARED
+    | {"_attention.py", "configuration_transformer_decoder.py", "modeling_transformer_decoder.py"},
+}
+
+PLAIN = [Case(architecture, "plain") for architecture in ARCHITECTURES]
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter, buffer and plain tensor attribute of every module, by name."""
+    found = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                found |= {f"{path}.{name}{where}": tensor for where, tensor in _tensors_in(value)}
+    return found
+
+
+def _tensors_in(value: Any) -> list[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        return [("", value)]
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return [(f"[{key}]{where}", tensor) for key, item in items for where, tensor in _tensors_in(item)]
+
+
+def digest(model: torch.nn.Module) -> dict[str, str]:
+    """Name → hash of dtype, shape and bits."""
+    return {
+        name: hashlib.sha256(
+            f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+            + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
+        for name, tensor in tensors_of(model).items()
+    }
+
+
+def assert_ships_source(folder: Path, case: Case) -> None:
+    """`folder` holds the case's modelling files, each byte for byte as in the package, and no other code."""
+    assert {path.name for path in folder.glob("*.py")} == SHIPPED[case.architecture]
+    for name in SHIPPED[case.architecture]:
+        assert (folder / name).read_bytes() == (SOURCE / name).read_bytes(), name
+    assert not list(folder.glob("pytorch_model*")), "weights are safetensors only"
+    config = json.loads((folder / "config.json").read_text())
+    architecture = ARCHITECTURES[case.architecture]
+    stem = architecture.config.__module__.split(".")[-1].removeprefix("configuration_")
+    assert config["auto_map"] == {"AutoConfig": f"configuration_{stem}.{architecture.config.__name__}"} | {
+        model.auto_model: f"modeling_{stem}.{model.__name__}" for model in architecture.models.values()
+    }
+
+
+def build_word_tokenizer(vocab_size: int = 23) -> PreTrainedTokenizerFast:
+    """Words w3 … w22 with the ids 3 … 22, and <pad>, <unk>, </s>."""
+    words = ["<pad>", "<unk>", "</s>"] + [f"w{index}" for index in range(3, vocab_size)]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>", padding_side="left"
+    )
+
+
+def run_apart(script: str, *arguments: Any, cwd: Path, hide_package: bool = True, **environment: str) -> str:
+    """Run `script` of this folder in a fresh process, elsewhere, with a cache of its own; return what it printed.
+
+    With `hide_package` no path leads to hf_seqmodels, and importing it fails even where it is installed.
+    """
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if hide_package:
+        paths = [path for path in paths if not (Path(path) / "hf_seqmodels").exists()]
+    else:
+        paths.insert(0, str(SOURCE.parent.parent))
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HF_HOME": str(cwd / "hf_home"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), *map(str, arguments)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{script} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout

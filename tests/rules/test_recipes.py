@@ -1,0 +1,68 @@
+"""Every YAML under configs/ builds its model, as it will be built, and takes two steps on tiny data made in code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from hf_seqmodels.config import parse
+from hf_seqmodels.models import ARCHITECTURES
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+RECIPES = sorted(CONFIGS.rglob("*.yaml"))
+each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+
+# Widths only: the architecture and its options stay as the recipe has them.
+REDUCED = {"hidden_size": 16, "embedding_size": 12, "intermediate_size": 24}
+TOKENS = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+
+
+def read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_recipes_were_found():
+    assert len(RECIPES) >= 8
+    assert {read(path)["model_type"] for path in RECIPES} >= set(ARCHITECTURES)
+
+
+@each_recipe
+def test_recipe_says_how_to_run_it_and_what_to_expect(path):
+    header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert any(f"--config {path.relative_to(CONFIGS.parent)}" in line for line in header), "the command"
+    assert any("minutes on 2 cores" in line for line in header), "the time it takes"
+    assert any(line.startswith("# Expected:") for line in header), "the score to expect"
+
+
+@each_recipe
+def test_recipe_builds_and_takes_two_steps(path, tmp_path):
+    run = parse(["--config", str(path), "--output_dir", str(tmp_path / "run")])
+    whole = run.model_config(**TOKENS)
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(whole)
+    options = run.model | {name: value for name, value in REDUCED.items() if getattr(whole, name, None) is not None}
+    config = type(whole)(**options, **TOKENS)
+    kept = {name: value for name, value in whole.to_dict().items() if name not in REDUCED}
+    assert {name: config.to_dict()[name] for name in kept} == kept
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).train()
+    training = run.training
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    length = min(run.data.block_size, 24)
+    ids = torch.randint(3, 20, (min(training.per_device_train_batch_size, 4), length))
+    losses = []
+    for _ in range(3):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm, error_if_nonfinite=True)
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[2] < losses[0], losses
