@@ -11,7 +11,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 .PHONY: help demo results test test-slow check common-tests gpu-check clean
 help:
 	@echo "make demo          train five architectures on the same text and compare them (about 5 minutes on 2 cores)"
-	@echo "make results       the demo, then its numbers into results/, the README and the recipes"
+	@echo "make results       the demo and all other recipes, then their numbers into results/, the README and the recipes"
 	@echo "make test          the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow     the full table of options"
 	@echo "make check         ruff, mypy, and the wheel in a clean environment"
@@ -27,8 +27,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/hf-seqmodels demo --output_dir runs/demo --overwrite
 
+VARIANTS := $(filter-out rnn lstm gru attention_rnn transformer_decoder,$(notdir $(basename $(wildcard configs/lm/*.yaml))))
 results: demo
-	$(BIN)/python -m hf_seqmodels.evaluation.tables runs/demo .
+	for recipe in $(VARIANTS); do \
+	  $(OFFLINE) $(BIN)/hf-seqmodels train --config lm/$$recipe --output_dir runs/lm/$$recipe --overwrite || exit 1; done
+	$(BIN)/python -m hf_seqmodels.evaluation.tables runs .
 
 test: $(VENV)/.installed
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS)

@@ -1,9 +1,10 @@
 """Numbers from result files into the places where people read them: README, recipe headers, results/.
 
-    python -m hf_seqmodels.evaluation.tables runs/demo .
+    python -m hf_seqmodels.evaluation.tables runs .
 
-copies the demo's results from its output directory into the checkout's `results/`, and rewrites the README's table and
-the `Takes` and `Expected` lines of the recipes from all that is in `results/`. No number there is typed.
+copies the results of the demo (`runs/demo`) and of single recipes (`runs/lm/<recipe>`) into the checkout's `results/`,
+and rewrites the README's table and the `Takes` and `Expected` lines of the recipes from all that is there. No number is
+typed.
 """
 
 from __future__ import annotations
@@ -83,12 +84,12 @@ def update_recipe(text: str, record: Mapping[str, Any], source: str) -> str:
 
 
 def collect(runs: Path, checkout: Path) -> None:
-    """Copy `demo.json`, `demo.csv`, the plot and every model's `result.json` into `results/`."""
+    """Copy `demo.json`, `demo.csv`, the plot and every run's `result.json` into `results/`."""
     results = checkout / "results"
     (results / "lm").mkdir(parents=True, exist_ok=True)
     for name in ("demo.json", "demo.csv", "loss_curves.png"):
-        shutil.copyfile(runs / name, results / name)
-    for record in runs.glob("*/result.json"):
+        shutil.copyfile(runs / "demo" / name, results / name)
+    for record in (*runs.glob("demo/*/result.json"), *runs.glob("lm/*/result.json")):
         shutil.copyfile(record, results / "lm" / f"{record.parent.name}.json")
 
 
