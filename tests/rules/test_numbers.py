@@ -7,7 +7,6 @@ import pytest
 
 from hf_seqmodels.evaluation.tables import describe, format_table, replace_between, update_recipe
 
-
 ROOT = Path(__file__).parents[2]
 RECORDS = sorted((ROOT / "results" / "lm").glob("*.json"))
 

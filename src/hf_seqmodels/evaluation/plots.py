@@ -32,7 +32,7 @@ def plot_loss_curves(records: Mapping[str, Mapping[str, Any]], baselines: Mappin
                 axes.plot(steps, [loss / math.log(2) for loss in nats], color=color, **style)
     for index, (name, bits) in enumerate(baselines.items()):
         axes.axhline(bits, color="0.4", ls=(0, (4, 2 + 2 * index)), lw=1)
-        axes.annotate(name, (1, bits), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.3")
+        axes.annotate(name, (0.005, bits), xycoords=("axes fraction", "data"), va="bottom", color="0.3")
     axes.set(xlabel="step", ylabel="bits per character", title="Training (thin) and validation (points)")
     highest = max((r["curve"]["train"][1][1] for r in records.values() if len(r["curve"]["train"]) > 1), default=5.0)
     axes.set_ylim(top=highest / math.log(2))

@@ -3,8 +3,7 @@
     python -m hf_seqmodels.evaluation.tables runs .
 
 copies the results of the demo (`runs/demo`) and of single recipes (`runs/lm/<recipe>`) into the checkout's `results/`,
-and rewrites the README's table and the `Takes` and `Expected` lines of the recipes from all that is there. No number is
-typed.
+and rewrites the README's table and the `Takes` and `Expected` lines of the recipes from all that is there.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SUMMARIES = {
@@ -60,7 +61,7 @@ def build_card(name: str, record: Mapping[str, Any], model: PreTrainedModel, pro
         digest=record["batch_order"]["digest"][:16],
         prompt=json.dumps(prompt),
         training=_training(record),
-        options=yaml.safe_dump({key: values[key] for key in ("model", "data", "training")}, sort_keys=False).strip(),
+        options=yaml.safe_dump(_changed_options(values, model), sort_keys=False).strip(),
         train_targets=f"{record['targets']:,}",
         out_of_vocabulary=f"{record['data'].get('out_of_vocabulary', 0.0):.2%}",
     )
@@ -100,6 +101,18 @@ def _training(record: Mapping[str, Any]) -> str:
         f"torch {versions['torch']}, transformers {versions['transformers']}. "
         f"Text: sha256 `{record['data']['sha256'][:16]}`."
     )
+
+
+def _changed_options(values: Mapping[str, Any], model: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    """The recipe's options that differ from the defaults of the model's configuration and of transformers' Trainer."""
+
+    def changed(section: str, cls: Any) -> dict[str, Any]:
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        return {key: value for key, value in values[section].items() if value != defaults.get(key)}
+
+    training = changed("training", TrainingArguments)
+    training.pop("output_dir", None)
+    return {"model": changed("model", type(model.config)), "data": dict(values["data"]), "training": training}
 
 
 def _finite(value: float) -> float:

@@ -22,7 +22,7 @@ def main(folder: str, golden: str, prompt: str) -> None:
     """Load, compare, generate, print."""
     sys.meta_path.insert(0, _Absent())
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -32,7 +32,8 @@ def main(folder: str, golden: str, prompt: str) -> None:
     expected = load_file(golden)
     logits = model(expected["input_ids"]).logits
     generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
-    text = generate(prompt, max_new_tokens=80, do_sample=False, return_full_text=True)[0]["generated_text"]
+    set_seed(0)
+    text = generate(prompt, max_new_tokens=80, do_sample=True, temperature=0.7)[0]["generated_text"]
     answer = {
         "max_difference": (logits - expected["logits"]).abs().max().item(),
         "generated": text,
