@@ -103,11 +103,20 @@ class SeqTrainingArguments(TrainingArguments):
         optim = OptimizerNames(self.optim).value
         if optim not in ("adamw_torch", "adamw_torch_fused"):
             raise ValueError(f"optim={optim} is not supported; use adamw_torch_fused or adamw_torch")
+        shape = self.lr_scheduler_kwargs
+        if shape and not (
+            isinstance(shape, dict)
+            and list(shape) == ["num_cycles"]
+            and type(shape["num_cycles"]) in (int, float)
+            and self.lr_scheduler_type == "cosine"
+        ):
+            raise ValueError(f"lr_scheduler_kwargs={shape} is not supported; the cosine alone has one, num_cycles")
 
 
 _AT_LEAST_0 = (lambda value: value >= 0, "at least 0")
 _AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
 _ABOVE_0 = (lambda value: value > 0, "above 0")
+_SEED = (lambda value: 0 <= value < 2**32, "at least 0 and below 2**32")
 _PROBABILITY = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -131,8 +140,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "save_steps": _ABOVE_0,
     "save_total_limit": _AT_LEAST_1,
     "dataloader_num_workers": _AT_LEAST_0,
-    "seed": _AT_LEAST_0,
-    "data_seed": _AT_LEAST_0,
+    "eval_accumulation_steps": _AT_LEAST_1,
+    "seed": _SEED,
+    "data_seed": _SEED,
     "early_stopping_patience": _AT_LEAST_1,
     "early_stopping_threshold": _AT_LEAST_0,
     "expect_processes": _AT_LEAST_1,

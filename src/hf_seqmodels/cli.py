@@ -40,13 +40,14 @@ def list_all() -> int:
     from .config import list_configs
     from .models import ARCHITECTURES
 
+    width = max(map(len, [*ARCHITECTURES, *list_configs()])) + 2
     print("architectures (--model_type):")
     for name, architecture in ARCHITECTURES.items():
-        print(f"  {name:26}{', '.join(architecture.variants)}")
+        print(f"  {name:{width}}{', '.join(architecture.variants)}")
     print("recipes (--config):")
     for name, path in list_configs().items():
         header = path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("#").strip()
-        print(f"  {name:26}{header}")
+        print(f"  {name:{width}}{header}")
     return 0
 
 

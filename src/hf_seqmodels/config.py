@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from enum import Enum
 from importlib import resources
 from pathlib import Path
@@ -32,6 +32,14 @@ _TOP_LEVEL = ("task", "model_type")
 RESULTS = ("result.json", "log.jsonl", "config.yaml", "model.safetensors")
 # Never written down.
 _SECRET = ("hub_token",)
+# Options of transformers that would break what a run promises: the value that stands, and why.
+_FIXED = {
+    "dataloader_drop_last": (False, "every target counts once in an epoch"),
+    "average_tokens_across_devices": (True, "the loss is the mean over the targets of all processes"),
+    "metric_for_best_model": (None, "the checkpoint with the lowest loss is kept"),
+    "greater_is_better": (None, "the checkpoint with the lowest loss is kept"),
+    "label_names": (None, "the targets stand in `labels`"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,14 @@ def parse(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
     recipe = _read_recipe(path) if path else {}
     model_type = first.model_type or recipe.get("model_type")
     if model_type is not None:
-        _check_model_type(model_type)
+        _check_model_type(str(model_type))
     if first.help or first.help_all:
         print(help_text(prog, model_type, everything=first.help_all))
         raise SystemExit(0)
     if model_type is None:
+        for key in recipe:
+            if key not in (*_TOP_LEVEL, *SECTIONS):
+                raise ConfigError(f"{path}: {_misplaced(key, 'the top level', {}, [*_TOP_LEVEL, *SECTIONS])}")
         raise ConfigError("no model is named; choose a recipe (--config lm/lstm) or an architecture (--model_type)")
 
     groups = {"run": RunArguments, "model": model_arguments(model_type), "data": DataArguments}
@@ -113,15 +124,19 @@ def _checked(sections: dict[str, dict[str, Any]], config_name: str | None) -> Ru
     training["output_dir"] = training["output_dir"] or _default_output_dir(config_name, str(run.model_type))
     _check_files(data)
     _check_model(str(run.model_type), model, data.block_size)
-    _check_output_dir(Path(training["output_dir"]), run)
+    _check_fixed(training)
+    values: dict[str, Any] = {name: sections["run"][name] for name in _TOP_LEVEL}
+    values |= {name: _plain(sections[name]) for name in SECTIONS}
+    try:
+        _check_output_dir(Path(training["output_dir"]), run, values)
+    except OSError as error:
+        raise ConfigError(f"output_dir: {one_line(error)}; name a directory that you can write to") from None
     try:
         arguments = SeqTrainingArguments(**training)
-    except (ValueError, ImportError, TypeError) as error:
+    except (ValueError, ImportError, TypeError, OSError) as error:
         raise ConfigError(one_line(error)) from None
     if arguments.early_stopping_patience is not None and not arguments.load_best_model_at_end:
         raise ConfigError("early_stopping_patience needs load_best_model_at_end=true, to know the best checkpoint")
-    values: dict[str, Any] = {name: sections["run"][name] for name in _TOP_LEVEL}
-    values |= {name: _plain(sections[name]) for name in SECTIONS}
     return RunConfig(run, model, data, arguments, values)
 
 
@@ -156,9 +171,22 @@ def find_config(name: str) -> Path:
     raise ConfigError(f"there is no recipe '{name}'{_did_you_mean(name, configs)}; `hf-seqmodels list` shows all")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key stands once: plain PyYAML lets the last one win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"'{key}' stands twice in one section; keep one of them")
+        return super().construct_mapping(node, deep)
+
+
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except OSError as error:
+        raise ConfigError(f"config file '{path}' cannot be read: {one_line(error)}; check its rights") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(recipe, dict):
@@ -187,16 +215,19 @@ def _tokens(recipe: Mapping[str, Any], groups: Mapping[str, type], drop_model: b
             for name, setting in (value or {}).items():
                 if name not in options[key]:
                     raise ConfigError(_misplaced(name, f"section '{key}'", options, list(options[key])))
-                tokens += _option_tokens(name, setting, default=options[key][name].default)
+                tokens += _option_tokens(name, setting, field=options[key][name])
     return tokens
 
 
-def _option_tokens(name: str, value: Any, default: Any) -> list[str]:
+def _option_tokens(name: str, value: Any, field: Field) -> list[str]:
+    default = field.default
     if value is None:
         if default is not None:
             raise ConfigError(f"{name} has no value; write one, or leave {name} out to get {default!r}")
         return []
     if isinstance(value, list):
+        if "list" not in str(field.type):
+            raise ConfigError(f"{name}={value} is a list; write one value")
         return [f"--{name}", *map(str, value)]
     if isinstance(value, dict):
         return [f"--{name}={json.dumps(value)}"]
@@ -208,13 +239,13 @@ def _option_tokens(name: str, value: Any, default: Any) -> list[str]:
 
 def _misplaced(name: Any, place: str, options: Mapping[str, Mapping[str, Any]], known: list[str]) -> str:
     for section in SECTIONS:
-        if name in options[section]:
+        if name in options.get(section, {}):
             return f"'{name}' does not belong in {place}; move it to section '{section}'"
-    return f"unknown key '{name}' in {place}{_did_you_mean(str(name), known)}"
+    return f"unknown key '{name}' in {place}{_did_you_mean(str(name), known) or '; --help shows the options'}"
 
 
 def _did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return f": did you mean '{near[0]}'?" if near else ""
 
 
@@ -224,7 +255,8 @@ def _did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
 def _check_model_type(model_type: str) -> None:
     if model_type not in CONFIG_MAPPING:
         known = [name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING]
-        hint = _did_you_mean(model_type, known) or "; ours start with seq_, see `hf-seqmodels list`"
+        ours = [name for name in known if name == f"seq_{model_type.lower()}"]  # "lstm" is nearer to "xlstm"
+        hint = _did_you_mean(model_type, ours or known) or "; ours start with seq_, see `hf-seqmodels list`"
         raise ConfigError(f"there is no architecture '{model_type}'{hint}")
     if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigError(f"architecture '{model_type}' has no causal language model; choose another --model_type")
@@ -247,10 +279,11 @@ def _check_model(model_type: str, options: Mapping[str, Any], block_size: int) -
     tokenizer = {"vocab_size": 16, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
     config = _model_config(model_type, {**options, **tokenizer})
     longest = getattr(config, "max_position_embeddings", None)
+    option = (config.attribute_map or {}).get("max_position_embeddings", "max_position_embeddings")
     if longest is not None and block_size + 1 > longest and getattr(config, "positions", "learned") == "learned":
         raise ConfigError(
             f"block_size={block_size} makes windows of {block_size + 1} tokens; the model has {longest} positions; "
-            "lower block_size or raise max_position_embeddings"
+            f"lower block_size or raise {option}"
         )
     try:
         with torch.device("meta"):
@@ -265,11 +298,27 @@ def _check_files(data: DataArguments) -> None:
     if 0 < len(missing) < len(files):
         raise ConfigError(f"{' and '.join(missing)} missing; name all of train_file, validation_file and test_file")
     for name, file in files.items():
-        if file is not None and not Path(file).is_file():
+        if file is not None and not os.path.isfile(file):  # False too where a folder is locked
             raise ConfigError(f"{name} '{file}' does not exist; give the path of a text file")
 
 
-def _check_output_dir(folder: Path, run: RunArguments) -> None:
+def _check_fixed(training: Mapping[str, Any]) -> None:
+    """Options that transformers has and a run cannot honour, and two that must fit together."""
+    for name, (value, why) in _FIXED.items():
+        if training[name] != value:
+            raise ConfigError(f"{name}={training[name]} is not supported: {why}; leave {name} out")
+    evaluate, save = (str(training[f"{name}_strategy"]) for name in ("eval", "save"))
+    if training["load_best_model_at_end"] and save not in ("best", evaluate):
+        raise ConfigError(
+            f"eval_strategy={evaluate} and save_strategy={save} differ, and the best checkpoint is known only where "
+            "both happen; give both the same value, or --load_best_model_at_end false"
+        )
+    checkpoint = training["resume_from_checkpoint"]
+    if checkpoint is not None and not Path(checkpoint, "trainer_state.json").is_file():
+        raise ConfigError(f"resume_from_checkpoint '{checkpoint}' is not a checkpoint; --resume takes the newest one")
+
+
+def _check_output_dir(folder: Path, run: RunArguments, values: Mapping[str, Any]) -> None:
     """Only the first process looks: it may have begun to write when the others come to this line."""
     if os.environ.get("RANK", "0") != "0":
         return
@@ -277,6 +326,9 @@ def _check_output_dir(folder: Path, run: RunArguments) -> None:
         raise ConfigError("--overwrite deletes what --resume goes on from; give one of them")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir '{folder}' is a file; name a directory")
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (existing.is_dir() and os.access(existing, os.R_OK | os.W_OK | os.X_OK)):
+        raise ConfigError(f"output_dir '{folder}' cannot be written: '{existing}' is not a directory open to you")
     found = sorted(name for name in RESULTS if (folder / name).exists()) + sorted(
         path.name for path in folder.glob("checkpoint-*")
     )
@@ -287,6 +339,14 @@ def _check_output_dir(folder: Path, run: RunArguments) -> None:
             f"output_dir '{folder}' holds results ({', '.join(found)}); "
             "choose another --output_dir, or --overwrite, or --resume"
         )
+    if run.resume and (folder / "config.yaml").is_file():
+        before = _read_recipe(folder / "config.yaml")
+        for name in ("model_type", "model"):
+            if before.get(name) != values[name]:
+                raise ConfigError(
+                    f"--resume: the run in '{folder}' has {name}={before.get(name)} and not {values[name]}; "
+                    "resume with the same model, or choose another --output_dir"
+                )
 
 
 def _default_output_dir(config_name: str | None, model_type: str) -> str:
@@ -309,4 +369,6 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def one_line(error: Exception) -> str:
     """The message of an error without line breaks."""
+    if isinstance(error, KeyError):  # whose text is the key alone
+        return f"{error} is not a known value"
     return " ".join(str(error).split()) or type(error).__name__

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+import shutil
 from collections.abc import Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -18,8 +19,17 @@ from .arguments import ConfigError, DataArguments, RunArguments, SeqTrainingArgu
 
 # The tokenizer decides these; the runtime decides the last.
 _NOT_OPTIONS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache")
-# transformers' own training options that a first-time reader needs, beside those we redefine.
-_COMMON = ("output_dir", "bf16", "eval_steps", "save_steps", "report_to", "use_cpu")
+# transformers' own training options that a first-time reader needs, beside those we redefine, in fewer words.
+_COMMON = {
+    "output_dir": "Receives all a run writes; runs/<recipe> if left out.",
+    "bf16": "Mixed precision with bfloat16.",
+    "eval_steps": "Steps between evaluations; logging_steps if left out.",
+    "save_steps": "Steps between checkpoints.",
+    "report_to": "A logger beside log.jsonl: tensorboard, trackio, ...",
+    "use_cpu": "Leave the GPU alone.",
+}
+# Ours that can wait for --help-all.
+_RARE = ("logging_nan_inf_filter", "ddp_find_unused_parameters", "logging_first_step", "early_stopping_threshold")
 
 
 def model_arguments(model_type: str) -> type:
@@ -109,18 +119,24 @@ class _FirstLook(argparse.ArgumentParser):
 
 
 class _ShortNames(argparse.HelpFormatter):
-    """`--learning_rate LEARNING_RATE` once, not with every dashed twin."""
+    """`--learning_rate FLOAT` once, not with every dashed twin; a line for an option where 100 columns allow it."""
+
+    def __init__(self, prog: str):
+        super().__init__(
+            prog, max_help_position=40, width=max(80, min(shutil.get_terminal_size((100, 0)).columns, 100))
+        )
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         name = next((option for option in action.option_strings if option.startswith("--")), "")
-        if action.choices is not None:
+        if action.choices is not None and len(list(action.choices)) > 1:
             return f"{name} {{{','.join(map(str, action.choices))}}}"
         kind = getattr(action.type, "__name__", "")
         return f"{name} {kind.upper()}" if kind in ("int", "float", "str") else name
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = " ".join((action.help or "").split())
-        return text if action.default in (None, "", argparse.SUPPRESS) else f"{text} [%(default)s]"
+        plain = action.default is False or action.default in (None, "", argparse.SUPPRESS)
+        return text if plain else f"{text} [%(default)s]"
 
 
 def help_text(prog: str, model_type: str | None, everything: bool) -> str:
@@ -156,9 +172,10 @@ def help_text(prog: str, model_type: str | None, everything: bool) -> str:
 
 
 def _hide_rare(parser: argparse.ArgumentParser) -> None:
-    own = set(inspect.get_annotations(SeqTrainingArguments)) | set(_COMMON)
-    own -= {"logging_nan_inf_filter", "ddp_find_unused_parameters"}
+    own = (set(inspect.get_annotations(SeqTrainingArguments)) | set(_COMMON)) - set(_RARE)
     stock = {field.name for field in dataclasses.fields(SeqTrainingArguments)} - own
     for action in parser._actions:
         if action.dest in stock or any(option.startswith("--no_") for option in action.option_strings):
             action.help = argparse.SUPPRESS
+        elif action.dest in _COMMON:
+            action.help = _COMMON[action.dest]

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from .arguments import ConfigError
 from .config import RESULTS, RunConfig, one_line, parse
@@ -96,12 +97,7 @@ def load_data(config: RunConfig) -> LanguageData:
             texts = load_pydoc_topics()
         else:
             texts = load_text_files(wanted.train_file, str(wanted.validation_file), str(wanted.test_file))
-        if wanted.tokenizer == "characters":
-            tokenizer: Any = build_character_tokenizer(texts["train"]["text"])
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(wanted.tokenizer)
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = load_tokenizer(wanted.tokenizer, texts["train"]["text"])
         windows = {
             split: window_dataset(token_stream(dataset, tokenizer), wanted.block_size)
             for split, dataset in texts.items()
@@ -111,8 +107,26 @@ def load_data(config: RunConfig) -> LanguageData:
     return LanguageData(texts, tokenizer, windows, content_hash(texts))
 
 
+def load_tokenizer(name: str, texts: Sequence[str]) -> PreTrainedTokenizerBase:
+    """The character tokenizer of `texts`, or the tokenizer in a folder or on the Hub; it can pad."""
+    if name == "characters":
+        return build_character_tokenizer(texts)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # each kind of tokenizer has errors of its own
+        rule = "it must be 'characters', the folder of a saved tokenizer or a name on the Hub"
+        raise ConfigError(f"tokenizer '{name}' cannot be loaded: {rule} ({one_line(error)})") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A new model with the tokenizer's vocabulary; its weights depend on `seed` alone."""
+    """A new model with the tokenizer's vocabulary; its weights depend on `seed` alone.
+
+    Raises:
+        ConfigError: the model sees the token that it should predict.
+    """
     set_seed(config.training.seed)
     model_config = config.model_config(
         vocab_size=len(tokenizer),
@@ -120,21 +134,45 @@ def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return AutoModelForCausalLM.from_config(model_config)
+    model = AutoModelForCausalLM.from_config(model_config)
+    if getattr(model, "loss_type", None) is None:
+        model.loss_type = "ForCausalLM"  # what transformers falls back to for class names like GPT-2's, with a warning
+    if not is_causal(model):
+        hint = " --is_decoder true" if getattr(model.config, "is_decoder", None) is False else " another --model_type"
+        raise ConfigError(f"model_type={config.run.model_type} sees the token that it should predict; use{hint}")
+    return model
+
+
+@torch.no_grad()
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether scores do not depend on later tokens: an encoder like BERT's would learn to copy its input."""
+    device, training = model.device, model.training
+    ids = torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1]], device=device) % model.config.get_text_config().vocab_size
+    one, other = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    model.train(training)
+    difference = (one - other).abs()
+    return bool(difference[:-1].max() <= 5e-5 * difference[-1].max())  # the rest is rounding
 
 
 def build_trainer(config: RunConfig, model: PreTrainedModel, data: LanguageData, quiet: bool) -> SeqTrainer:
-    """The trainer over the data's windows; it logs to `log.jsonl`."""
-    return SeqTrainer(
-        model=model,
-        args=config.training,
-        train_dataset=data.windows["train"],
-        eval_dataset=data.windows["validation"],
-        data_collator=CausalLMCollator(data.tokenizer.pad_token_id, len(data.tokenizer)),
-        processing_class=data.tokenizer,
-        log_file=Path(str(config.training.output_dir), "log.jsonl"),
-        quiet=quiet,
-    )
+    """The trainer over the data's windows; it logs to `log.jsonl`.
+
+    Raises:
+        ConfigError: an option needs what is not there (a logger's package, several processes, the Hub, …).
+    """
+    try:
+        return SeqTrainer(
+            model=model,
+            args=config.training,
+            train_dataset=data.windows["train"],
+            eval_dataset=data.windows["validation"],
+            data_collator=CausalLMCollator(data.tokenizer.pad_token_id, len(data.tokenizer)),
+            processing_class=data.tokenizer,
+            log_file=Path(str(config.training.output_dir), "log.jsonl"),
+            quiet=quiet,
+        )
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        raise ConfigError(one_line(error)) from None
 
 
 def prepare_output_dir(config: RunConfig, trainer: SeqTrainer) -> None:
@@ -211,13 +249,20 @@ def save(trainer: SeqTrainer, record: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
-    """The program: exit status 0, 2 for what the user can mend (one line on stderr), 1 for a run that diverged."""
+    """The program: exit status 0, 2 for what the user can mend, 1 for a run that diverged, 130 after Ctrl-C.
+
+    Each but 0 with one line on stderr.
+    """
+    disable_progress_bar()  # one for each file saved, across the bar of the training
     try:
         config = parse(sys.argv[1:] if argv is None else argv, prog)
         record = run(config)
     except (ConfigError, TrainingDiverged) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; --resume goes on from the last checkpoint, if there is one", file=sys.stderr)
+        return 130
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

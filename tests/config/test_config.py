@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_seqmodels import ARCHITECTURES, cli
 from hf_seqmodels.arguments import ConfigError
 from hf_seqmodels.config import find_config, list_configs, parse
 
@@ -80,6 +81,12 @@ def test_written_config_repeats_the_run(recipe):
         ("1e-3", ".nan", "learning_rate=nan is not a finite number"),
         ("1e-3", "-1", "learning_rate=-1.0 is out of range; learning_rate must be above 0"),
         ("1e-3", "", "learning_rate has no value"),
+        ("1e-3", "[1, 2]", "learning_rate=[1, 2] is a list; write one value"),
+        ("1e-3", "1e-3, learning_rate: 2", "'learning_rate' stands twice in one section"),
+        ("task: causal-lm", "model_type: seq_gru", "'model_type' stands twice in one section"),
+        ("model_type", "modle_type", "unknown key 'modle_type' in the top level: did you mean 'model_type'"),
+        ("seq_lstm", "[seq_lstm]", "there is no architecture '['seq_lstm']'"),
+        ("seq_lstm", "3", "there is no architecture '3'"),
         ("hidden_size: 12", "hidden_size: 12.5", "hidden_size='12.5' is not a whole number"),
         ("causal-lm", "causal", "task='causal' is not a choice"),
         ("seq_lstm", "seq_lstn", "there is no architecture 'seq_lstn': did you mean 'seq_lstm'"),
@@ -111,7 +118,21 @@ def test_help_shows_what_one_needs_first(capsys):
     short = capsys.readouterr().out
     assert stop.value.code == 0
     assert "--peephole" in short and "--learning_rate" in short and "--block_size" in short
+    assert "--data_seed INT" in short and "the same for every model. [0]" in short
     assert "--torch_compile_backend" not in short and "--help-all" in short
     with pytest.raises(SystemExit):
         parse(["--model_type", "seq_lstm", "--help-all"])
     assert "--torch_compile_backend" in capsys.readouterr().out
+
+
+def test_help_fits_a_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 60
+
+
+def test_list_shows_every_recipe_and_architecture(capsys):
+    assert cli.main(["list"]) == 0
+    first_words = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert first_words == {*list_configs(), *ARCHITECTURES}

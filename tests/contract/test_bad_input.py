@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from hf_seqmodels.models import ARCHITECTURES
 from model_table import (
     SIZES,
     Case,
     assert_close,
     build,
+    build_config,
     each_case,
     each_case_and_head,
     each_causal_case,
@@ -122,6 +124,69 @@ def test_inputs_and_mask_that_do_not_fit(case):
         model(ids, inputs_embeds=model.get_input_embeddings()(ids))
     with pytest.raises(ValueError, match="does not fit 4 positions"):
         model(ids, attention_mask=torch.ones(2, 3))
+    width = model.get_input_embeddings().embedding_dim
+    for inputs in ({"input_ids": ids[0]}, {"input_ids": ids[None]}, {"inputs_embeds": torch.zeros(2, width)}):
+        with pytest.raises(ValueError, match=r"does not fit this model: pass \(batch, positions"):
+            model(**inputs)
+    for wrong in (width - 1, width + 90):  # torch's LSTM on the CPU takes any width and computes something
+        with pytest.raises(ValueError, match=rf"does not fit this model: pass \(batch, positions, {width}\)"):
+            model(inputs_embeds=torch.zeros(2, 3, wrong))
+
+
+@each_causal_case
+def test_state_of_another_batch(case):
+    """torch's LSTM would go on with the first rows of the state."""
+    model, ids = build(case), make_ids(3, 4)
+    for length in (1, 4):
+        cache = model(ids, use_cache=True).past_key_values
+        error = (ValueError, "state of 3 rows and the input has 2") if case.recurrent else (RuntimeError, "Sizes of")
+        with pytest.raises(error[0], match=error[1]):
+            model(ids[:2, :length], past_key_values=cache)
+
+
+@each_causal_case
+def test_state_under_gradient_checkpointing(case):
+    """transformers' layers would leave the state out, with a warning, and generate() would read single tokens."""
+    model, ids = build(case, "causal-lm"), make_ids(2, 4)
+    cache = model(ids, use_cache=True).past_key_values
+    model.gradient_checkpointing_enable()
+    model.train()
+    with pytest.raises(ValueError, match=r"gradient checkpointing .* cannot carry past_key_values"):
+        model(ids, past_key_values=cache)
+    with pytest.raises(ValueError, match=r"call model.eval\(\) to generate"):
+        model.generate(ids, max_new_tokens=2)
+    assert model(ids, labels=ids, use_cache=True).past_key_values is None
+    model.eval()
+    assert model(ids, past_key_values=cache, use_cache=True).past_key_values.get_seq_length() == 8
+
+
+def test_mask_of_the_new_tokens_alone():
+    """A recurrent state needs no more; attention would take the cached tokens' columns for padding."""
+    for case in (Case("seq_lstm", "plain"), Case("seq_transformer_decoder", "plain")):
+        model, ids = build(case), make_ids(2, 4)
+        cache = model(ids, use_cache=True).past_key_values
+        if case.recurrent:
+            model(ids, attention_mask=torch.ones_like(ids), past_key_values=cache)
+            continue
+        with pytest.raises(ValueError, match="does not cover the 8 positions of the cached and the new tokens"):
+            model(ids, attention_mask=torch.ones_like(ids), past_key_values=cache)
+
+
+@each_case
+def test_configuration_of_another_architecture(case):
+    other = Case("seq_gru" if case.architecture != "seq_gru" else "seq_attention_rnn", "plain")
+    for head in case.heads:
+        cls = ARCHITECTURES[case.architecture].models[head]
+        with pytest.raises(ValueError, match=f"model_type '{case.architecture}', not '{other.architecture}'"):
+            cls(build_config(other))
+
+
+@pytest.mark.parametrize("wrong", [-1, SIZES["vocab_size"]])
+@each_case
+def test_padding_token_outside_the_vocabulary(case, wrong):
+    """torch takes −1 for the last token, which would then never be learned."""
+    with pytest.raises(ValueError, match=f"pad_token_id={wrong} is not allowed: it must be None or a token id, 0 to"):
+        build_config(case, pad_token_id=wrong)
 
 
 def test_sequence_beyond_the_learned_table():
@@ -152,3 +217,12 @@ def test_bidirectional_has_no_causal_head_and_no_state(case):
         build(case, "causal-lm")
     with pytest.raises(ValueError, match="bidirectional=True has no state to continue from"):
         build(case)(make_ids(1, 3), use_cache=True)
+
+
+@each_causal_case
+def test_a_mask_of_another_width_is_refused(case):
+    """Its last columns would silently be taken for the tokens."""
+    model = build(case)
+    ids = make_ids(3, 7)
+    with pytest.raises(ValueError, match="12 columns for 7 tokens after 0 cached ones: give it 7"):
+        model(ids, attention_mask=torch.ones(3, 12, dtype=torch.long))

@@ -151,6 +151,25 @@ def test_cache_can_be_reset_and_detached():
             cache.layers[0].crop(-1)
 
 
+@each_causal_case
+def test_assisted_generation(case):
+    """Rejected tokens are taken back: keys and values can, a recurrent state cannot and says so from the start."""
+    model, ids = build_causal(case), make_ids(1, 6)
+    assistant = build_causal(case, seed=5)
+    for options in ({"prompt_lookup_num_tokens": 2}, {"assistant_model": assistant}):
+        if case.recurrent:
+            with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+                generate(model, ids, **options)
+        else:
+            assert torch.equal(generate(model, ids, **options).sequences, generate(model, ids).sequences)
+
+
+@pytest.mark.parametrize("case", [case for case in CAUSAL_CASES if case.recurrent], ids=str)
+def test_quantized_cache_is_refused(case):
+    with pytest.raises(ValueError, match=r"invalid layer types: .*seq_recurrent"):
+        generate(build_causal(case), make_ids(1, 6), cache_implementation="quantized")
+
+
 def state_bytes(cache) -> int:
     """Bytes of memory behind every tensor that can be reached from the cache (whole storages, not views)."""
     storages, seen, stack = {}, set(), [cache]

@@ -229,3 +229,16 @@ def test_configuration_file_says_what_was_saved(saved):
         assert {name: written[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")} == {
             name: getattr(config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")
         }
+
+
+# -- a user's own subclass --------------------------------------------------------------------------------------------
+class Elsewhere(ARCHITECTURES["seq_lstm"].models["causal-lm"]):
+    """A class whose file is not among ours, so that no code is saved for it; the weights are."""
+
+
+def test_subclass_of_another_folder_saves_without_code(tmp_path):
+    model = Elsewhere(build_config(Case("seq_lstm", "plain")))
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py"))
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+    assert digest(Elsewhere.from_pretrained(tmp_path)) == digest(model)

@@ -55,6 +55,15 @@ def test_a_number_that_was_not_measured_is_refused(finished):
         build_card("x", broken, model, PROMPT)
 
 
+def test_a_model_of_somebodys_own_text_does_not_name_ours(finished):
+    _, record, model, _ = finished
+    own = copy.deepcopy(record)
+    own["config"]["data"]["train_file"] = "texts/letters.txt"
+    data = build_card("x", own, model, PROMPT).data
+    assert {(result.dataset_type, result.dataset_name) for result in data.eval_results} == {("letters.txt",) * 2}
+    assert data.language is None
+
+
 def test_the_usage_snippet_runs_where_the_card_lies(finished):
     folder, record, model, _ = finished
     card = build_card("x", record, model, PROMPT)

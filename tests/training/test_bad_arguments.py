@@ -14,6 +14,8 @@ from hf_seqmodels.run import main
 TEXT = "the cat sat on the mat. " * 20
 LSTM = ["--model_type", "seq_lstm", "--hidden_size", "8", "--block_size", "16"]
 DECODER = ["--model_type", "seq_transformer_decoder", "--hidden_size", "30", "--num_attention_heads"]
+GPT2 = ["--model_type", "gpt2", "--n_embd", "8", "--n_head", "2", "--n_layer", "1"]
+BERT = ["--model_type", "bert", "--hidden_size", "8", "--num_attention_heads", "2", "--num_hidden_layers", "1"]
 
 CASES = [
     ([*LSTM, "--learnin_rate", "1"], "unknown option 'learnin_rate': did you mean 'learning_rate'?"),
@@ -35,17 +37,32 @@ CASES = [
     ([*LSTM, "--optim", "sgd"], "optim=sgd is not supported"),
     ([*LSTM, "--bf16", "maybe"], "bf16: "),
     ([*LSTM, "--label_smoothing_factor", "0.1"], "label_smoothing_factor=0.1 is out of range"),
-    ([*LSTM, "--eval_strategy", "no"], "load_best_model_at_end requires"),
+    ([*LSTM, "--eval_strategy", "no"], "eval_strategy=no and save_strategy=epoch differ"),
+    ([*LSTM, "--metric_for_best_model", "bits_per_token"], "metric_for_best_model=bits_per_token is not supported"),
+    ([*LSTM, "--dataloader_drop_last"], "dataloader_drop_last=True is not supported"),
+    ([*LSTM, "--average_tokens_across_devices", "false"], "average_tokens_across_devices=False is not supported"),
+    ([*LSTM, "--lr_scheduler_kwargs", '{"cycles": 1}'], "lr_scheduler_kwargs={'cycles': 1} is not supported"),
+    ([*LSTM, "--lr_scheduler_kwargs", "fast"], "lr_scheduler_kwargs=fast is not supported"),
+    ([*LSTM, "--seed", "99999999999"], "seed=99999999999 is out of range"),
+    ([*LSTM, "--report_to", "paper"], "paper is not supported, only"),
+    ([*LSTM, "--accelerator_config", "absent.json"], "absent.json"),
+    ([*LSTM, "--resume_from_checkpoint", "absent"], "resume_from_checkpoint 'absent' is not a checkpoint"),
+    ([*LSTM, "--output_dir", "empty.txt/out"], "empty.txt' is not a directory open to you"),
     ([*LSTM, "more"], "'more' stands alone"),
     ([*LSTM, "--train_file", "absent.txt"], "train_file 'absent.txt' does not exist"),
     ([*LSTM, "--test_file", "empty.txt"], "empty.txt' is empty"),
-    ([*LSTM, "--tokenizer", "./absent"], "absent"),
+    ([*LSTM, "--tokenizer", "./absent"], "tokenizer './absent' cannot be loaded"),
     ([*LSTM, "--expect_processes", "2"], "2 processes were asked for and training would run on 1"),
     ([*LSTM, "--resume"], "no checkpoint to resume from"),
     ([*LSTM, "--resume", "--overwrite"], "--overwrite deletes what --resume goes on from"),
     ([*DECODER, "4"], "num_attention_heads=4"),
     ([*DECODER, "2", "--max_position_embeddings", "16"], "the model has 16 positions"),
     (["--model_type", "seq_lstn"], "there is no architecture 'seq_lstn': did you mean 'seq_lstm'?"),
+    (["--model_type", "lstm"], "there is no architecture 'lstm': did you mean 'seq_lstm'?"),
+    (["--model_type", "GPT2"], "there is no architecture 'GPT2': did you mean 'gpt2'?"),
+    ([*GPT2, "--n_positions", "16"], "the model has 16 positions; lower block_size or raise n_positions"),
+    ([*GPT2, "--activation_function", "gelo"], "'gelo' is not a known value"),
+    ([*BERT], "model_type=bert sees the token that it should predict; use --is_decoder true"),
     (["--model_type", "vit"], "architecture 'vit' has no causal language model"),
     (["--config", "lm/lstn"], "there is no recipe 'lm/lstn': did you mean 'lm/lstm'?"),
     (["--config", "absent.yaml"], "config file 'absent.yaml' does not exist"),
@@ -86,6 +103,13 @@ def test_results_are_not_overwritten(texts, capsys, left):
     error = capsys.readouterr().err
     assert left in error and "--overwrite" in error and "--resume" in error
     assert Path("out", left).read_text() == "precious"
+
+
+def test_resume_wants_the_same_model(texts, capsys):
+    Path("out/checkpoint-3").mkdir(parents=True)
+    Path("out/config.yaml").write_text("model_type: seq_gru\nmodel: {hidden_size: 8}\n")
+    assert main([*texts, *LSTM, "--resume"]) == 2
+    assert "the run in 'out' has model_type=seq_gru and not seq_lstm" in capsys.readouterr().err
 
 
 def test_the_program_exits_with_2(texts):

@@ -271,3 +271,27 @@ def test_overwrite_and_resume(argv):
     resumed = json.loads(Path("out/result.json").read_text())
     assert resumed["steps"] == 6 and resumed["batch_order"]["steps"] == 6
     assert resumed["curve"]["train"][:4] == first["curve"]["train"]
+
+
+def test_resume_where_nothing_is_left_takes_no_step(argv):
+    """4 steps are inside the first epoch. A checkpoint that a killed run left half written does not count."""
+    assert main(argv) == 0
+    first = json.loads(Path("out/result.json").read_text())
+    half = Path("out/checkpoint-9")
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(Path("out/checkpoint-4/model.safetensors").read_bytes())
+    assert main([*argv, "--resume"]) == 0
+    again = json.loads(Path("out/result.json").read_text())
+    for name in ("steps", "best_step", "metrics", "batch_order"):
+        assert again[name] == first[name]
+
+
+def test_ctrl_c_is_one_line(argv, capsys, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SeqTrainer, "_check_loss", interrupt)
+    assert main(argv) == 130
+    assert (
+        capsys.readouterr().err.splitlines()[-1].endswith("--resume goes on from the last checkpoint, if there is one")
+    )

@@ -37,9 +37,10 @@ def build_card(name: str, record: Mapping[str, Any], model: PreTrainedModel, pro
         ValueError: a number in the record is NaN or infinite.
     """
     values = record["config"]
-    dataset, language = DATASETS.get(values["data"]["dataset"], (values["data"]["dataset"], None))
-    if values["data"].get("train_file"):
-        dataset, language = Path(values["data"]["train_file"]).name, None
+    source = values["data"]["dataset"]
+    if values["data"].get("train_file"):  # it replaces the named text
+        source = Path(values["data"]["train_file"]).name
+    dataset, language = DATASETS.get(source, (source, None))
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -47,7 +48,7 @@ def build_card(name: str, record: Mapping[str, Any], model: PreTrainedModel, pro
         language=language,
         license="apache-2.0",
         tags=["hf_seqmodels", record["model_type"]],
-        eval_results=_eval_results(record, dataset),
+        eval_results=_eval_results(record, source, dataset),
     )
     kind = SUMMARIES.get(record["model_type"], f"A {record['model_type']} model of transformers")
     return ModelCard.from_template(
@@ -67,12 +68,12 @@ def build_card(name: str, record: Mapping[str, Any], model: PreTrainedModel, pro
     )
 
 
-def _eval_results(record: Mapping[str, Any], dataset: str) -> list[EvalResult]:
+def _eval_results(record: Mapping[str, Any], source: str, dataset: str) -> list[EvalResult]:
     """The scores as the Hub's model-index."""
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=record["config"]["data"]["dataset"],
+            dataset_type=source,
             dataset_name=dataset,
             dataset_split=split,
             metric_type="bits_per_token",

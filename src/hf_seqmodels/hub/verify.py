@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 STRANGER = Path(__file__).with_name("stranger.py")
+SECONDS = 300  # for imports, loading and a line of text
 
 
 class VerificationError(RuntimeError):
@@ -44,7 +45,10 @@ def verify_as_stranger(
         environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(scratch, "modules"))}
         command = [sys.executable, "-I", str(STRANGER), str(folder.resolve()), str(golden), prompt]
         options: dict[str, Any] = {"cwd": scratch, "env": environment, "stdin": subprocess.DEVNULL}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, **options)
+        except subprocess.TimeoutExpired:
+            raise VerificationError(f"{folder} did not load and answer in a fresh process in {SECONDS} s") from None
     if done.returncode != 0:
         raise VerificationError(f"{folder} does not load in a fresh process:\n{done.stderr[-2000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])

@@ -17,9 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 class AttentionScore(nn.Module):
     """Score of a query q against keys k, by name:
 
-    - `"dot"`: q·k (Luong 2015, eq. 8)
-    - `"general"`: q·W k (Luong 2015, eq. 8)
-    - `"additive"`: v·tanh(W q + U k) (Bahdanau 2014, appendix A.1.2; Daniluk 2017, eq. 2–3)
+    - `"dot"`: q·k (Luong 2015, section 3.1)
+    - `"general"`: q·W k (Luong 2015, section 3.1)
+    - `"additive"`: v·tanh(W q + U k + b) (Bahdanau 2014, appendix A.1.2; Daniluk 2017, section 2.1)
 
     `keys` are prepared once per hidden state and can be cached.
     """

@@ -30,6 +30,15 @@ class SequencePreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     auto_model: ClassVar[str] = "AutoModel"  # the Auto class this model is found through
 
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        wanted: Any = self.config_class
+        if config.model_type != wanted.model_type:
+            raise ValueError(
+                f"{type(self).__name__} takes a configuration of model_type '{wanted.model_type}', "
+                f"not '{config.model_type}': build it from {wanted.__name__}, or call {self.auto_model}.from_config"
+            )
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Modules that own tensors of their own know how to fill them; the rest follows transformers."""
@@ -69,7 +78,7 @@ class SequencePreTrainedModel(PreTrainedModel):
         """
         options = vars(self.config)
         before = options.pop("auto_map", None)
-        if save_code:
+        if save_code and self.auto_map():
             self.config.auto_map = self.auto_map()
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
@@ -80,10 +89,16 @@ class SequencePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def auto_map(cls) -> dict[str, str]:
-        """Auto class → "file.Class" for the configuration and every model in this model's file."""
+        """Auto class → "file.Class" for the configuration and every model in this model's file.
+
+        Empty for a subclass defined in another folder, whose file is not ours to ship: `register_for_auto_class()`
+        does that, as for any model of transformers.
+        """
         # FSDP2 gives a sharded model a class of its own, in front of ours.
         own = next(base.__module__ for base in cls.__mro__ if not base.__module__.startswith("torch."))
-        name, module = own.split(".")[-1], sys.modules[own]
+        (package, _, name), module = own.rpartition("."), sys.modules[own]
+        if package != __name__.rpartition(".")[0]:
+            return {}
         config: Any = cls.config_class
         classes = [getattr(module, exported) for exported in module.__all__]
         return {"AutoConfig": f"{config.__module__.split('.')[-1]}.{config.__name__}"} | {
@@ -91,7 +106,16 @@ class SequencePreTrainedModel(PreTrainedModel):
         }
 
     def choose_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
-        """The cache to read and write: the caller's, or a new one when asked for, or None."""
+        """The cache to read and write: the caller's, or a new one when asked for, or None.
+
+        Raises:
+            ValueError: a cache together with gradient checkpointing, under which transformers' layers leave it out.
+        """
+        if past_key_values is not None and self.training and self.gradient_checkpointing:
+            raise ValueError(
+                "gradient checkpointing runs every layer twice and cannot carry past_key_values: call model.eval() to "
+                "generate, or gradient_checkpointing_disable() to train with a carried state"
+            )
         if past_key_values is None and use_cache:
             return DynamicCache(config=self.config)
         return past_key_values
@@ -165,10 +189,11 @@ class RecurrentModel(SequencePreTrainedModel):
             raise ValueError(
                 "bidirectional=True has no state to continue from: leave out past_key_values and use_cache"
             )
-        hidden_states, valid = embed_inputs(
-            self.embed_tokens, self.config.vocab_size, input_ids, inputs_embeds, attention_mask
-        )
         past_key_values = self.choose_cache(past_key_values, use_cache)
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        hidden_states, valid = embed_inputs(
+            self.embed_tokens, self.config, input_ids, inputs_embeds, attention_mask, past_length
+        )
         steps = find_valid_steps(valid)
         for layer in self.layers:
             hidden_states = layer(

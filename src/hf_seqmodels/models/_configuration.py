@@ -82,6 +82,8 @@ class SequenceConfig(PreTrainedConfig):
             self.require(name, f"between 1 and {most}", 1 <= getattr(self, name) <= most)
         for name in ("dropout", "classifier_dropout"):
             self.require(name, "at least 0 and below 1", 0 <= getattr(self, name) < 1)
+        rule = f"None or a token id, 0 to vocab_size − 1 = {self.vocab_size - 1}"
+        self.require("pad_token_id", rule, self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size)
         self.require("initializer_range", "above 0 and at most 1", 0 < self.initializer_range <= 1)
 
     def validate_architecture(self):

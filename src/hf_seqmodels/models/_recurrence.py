@@ -126,6 +126,12 @@ class RecurrentLayer(GradientCheckpointingLayer):
         """The cached states, or zeros, as (directions, B, D)."""
         cached = {} if cache is None else cache.read_states(x.dtype, x.device)
         if cached:
+            rows = cached[self.state_names[0]].shape[0]
+            if rows != x.shape[0]:  # torch's LSTM would go on with the first rows of the state
+                raise ValueError(
+                    f"past_key_values holds the state of {rows} rows and the input has {x.shape[0]}: pass the cache "
+                    "that belongs to this batch (batch_select_indices and reorder_cache change its rows)"
+                )
             return tuple(cached[name][None] for name in self.state_names)
         zeros = x.new_zeros(len(self.directions), x.shape[0], self.hidden_size)
         return tuple(zeros for _ in self.state_names)

@@ -16,6 +16,8 @@ class AttentionRNNConfig(RecurrentConfig):
         score (`str`, defaults to `"general"`): `"additive"` (Bahdanau 2014; Daniluk 2017), `"dot"` or `"general"`
             (Luong 2015).
         window (`int`, *optional*): attend over at most this many past steps (Daniluk 2017); None: over all of them.
+            It bounds the memory of generation. Training computes all T² scores and masks those outside the window;
+            additive scores hold B·T²·D numbers there.
         bidirectional (`bool`, defaults to False): the cells read both ways and do not attend over a past; for
             classification with attention pooling (Zhou 2016).
         nonlinearity, peephole, reset_after, forget_bias, update_bias: options of the cells, as in [`RNNConfig`],

@@ -7,12 +7,14 @@ from ._configuration import RecurrentConfig
 
 @strict
 class LSTMConfig(RecurrentConfig):
-    """Configuration of an [`LSTMModel`]: Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000.
+    """Configuration of an [`LSTMModel`]: Hochreiter & Schmidhuber 1997 with the forget gate of
+    Gers, Schmidhuber & Cummins 2000.
 
     Options shared by all architectures are described in `_configuration.py`.
 
     Args:
-        peephole (`bool`, defaults to False): diagonal connections from the cell state to the gates (Gers 2000).
+        peephole (`bool`, defaults to False): diagonal connections from the cell state to the gates (Gers &
+            Schmidhuber 2000).
         forget_bias (`float`, defaults to 1.0): initial bias of the forget gate (Jozefowicz 2015); with
             `bias_init="chrono"` it is not used.
 

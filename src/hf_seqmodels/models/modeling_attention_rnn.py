@@ -116,6 +116,7 @@ class AttentionRNNPreTrainedModel(SequencePreTrainedModel):
 
     config: AttentionRNNConfig
     _no_split_modules = ["AttentionRNNLayer"]
+    _is_stateful = True  # no assisted decoding: a state cannot take back rejected tokens
     _can_record_outputs = {"hidden_states": AttentionRNNLayer, "attentions": AttentionRNNLayer}
 
 

@@ -62,6 +62,7 @@ class GRUPreTrainedModel(SequencePreTrainedModel):
 
     config: GRUConfig
     _no_split_modules = ["GRULayer"]
+    _is_stateful = True  # no assisted decoding: a state cannot take back rejected tokens
     _can_record_outputs = {"hidden_states": GRULayer}
 
 

@@ -1,4 +1,7 @@
-"""LSTM: long short-term memory (Hochreiter & Schmidhuber 1997; forget gate and peepholes: Gers 2000)."""
+"""LSTM: long short-term memory (Hochreiter & Schmidhuber 1997).
+
+Forget gate: Gers, Schmidhuber & Cummins 2000. Peepholes: Gers & Schmidhuber 2000.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +18,7 @@ from .configuration_lstm import LSTMConfig
 
 
 class LSTMLayer(RecurrentLayer):
-    """Gers 2000 in the notation of Chung 2014 (section 3.1), gates in torch's order i, f, g, o:
+    """Gers & Schmidhuber 2000 in the notation of Chung 2014 (section 3.1), gates in torch's order i, f, g, o:
 
     i_t = σ(W_i x_t + U_i h_{t−1} + V_i c_{t−1})        input gate
     f_t = σ(W_f x_t + U_f h_{t−1} + V_f c_{t−1})        forget gate
@@ -81,6 +84,7 @@ class LSTMPreTrainedModel(SequencePreTrainedModel):
 
     config: LSTMConfig
     _no_split_modules = ["LSTMLayer"]
+    _is_stateful = True  # no assisted decoding: a state cannot take back rejected tokens
     _can_record_outputs = {"hidden_states": LSTMLayer}
 
 

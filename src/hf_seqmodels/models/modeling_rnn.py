@@ -41,6 +41,7 @@ class RNNPreTrainedModel(SequencePreTrainedModel):
 
     config: RNNConfig
     _no_split_modules = ["RNNLayer"]
+    _is_stateful = True  # no assisted decoding: a state cannot take back rejected tokens
     _can_record_outputs = {"hidden_states": RNNLayer}
 
 

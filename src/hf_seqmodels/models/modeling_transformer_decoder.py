@@ -133,9 +133,14 @@ class TransformerDecoderModel(TransformerDecoderPreTrainedModel):
             ValueError: as for the recurrent backbones, or a position beyond the learned table.
         """
         flat_mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
-        hidden_states, _ = embed_inputs(self.embed_tokens, self.config.vocab_size, input_ids, inputs_embeds, flat_mask)
         past_key_values = self.choose_cache(past_key_values, use_cache)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        known_length = past_length if isinstance(past_length, int) else None  # a static cache counts on the device
+        hidden_states, _ = embed_inputs(
+            self.embed_tokens, self.config, input_ids, inputs_embeds, flat_mask, known_length
+        )
+        if flat_mask is not None and isinstance(past_length, int):
+            self._check_mask(flat_mask, past_length + hidden_states.shape[1])
         if position_ids is None:
             position_ids = number_tokens(flat_mask, past_length, hidden_states)
         causal_mask = create_causal_mask(
@@ -145,7 +150,8 @@ class TransformerDecoderModel(TransformerDecoderPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        hidden_states, rotations = self.add_positions(hidden_states, position_ids)
+        furthest = (known_length or 0) + hidden_states.shape[1]
+        hidden_states, rotations = self.add_positions(hidden_states, position_ids, furthest)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -159,12 +165,15 @@ class TransformerDecoderModel(TransformerDecoderPreTrainedModel):
         )
 
     def add_positions(
-        self, embeddings: torch.Tensor, position_ids: torch.Tensor
+        self, embeddings: torch.Tensor, position_ids: torch.Tensor, furthest: int
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """Embeddings that know their position, or the rotations by which attention will learn it."""
+        """Embeddings that know their position, or the rotations by which attention will learn it.
+
+        `furthest` is the length of the sequence, padding and cached tokens included, as far as it is known.
+        """
         config, rotations = self.config, None
         if self.embed_positions is not None:
-            self._check_positions(position_ids, self.embed_positions.num_embeddings)
+            self._check_positions(position_ids, furthest, self.embed_positions.num_embeddings)
             embeddings = embeddings + self.embed_positions(position_ids)
         elif config.positions == "sinusoidal":  # √D: Vaswani 2017, section 3.4
             table = sinusoidal_positions(position_ids, config.hidden_size).to(embeddings.dtype)
@@ -176,11 +185,22 @@ class TransformerDecoderModel(TransformerDecoderPreTrainedModel):
         return self.dropout(embeddings), rotations
 
     @staticmethod
-    def _check_positions(position_ids: torch.Tensor, rows: int) -> None:
-        """Refuse a sequence beyond the table; on a device only its length is looked at, which costs no waiting."""
+    def _check_mask(attention_mask: torch.Tensor, positions: int) -> None:
+        """Refuse a mask of the new tokens alone: the columns of the cached ones would be taken for padding."""
+        if attention_mask.shape[1] < positions:
+            raise ValueError(
+                f"attention_mask of shape {tuple(attention_mask.shape)} does not cover the {positions} positions of "
+                "the cached and the new tokens: pass the mask of all of them"
+            )
+
+    @staticmethod
+    def _check_positions(position_ids: torch.Tensor, furthest: int, rows: int) -> None:
+        """Refuse a sequence beyond the table; a device is waited for only when its length could be beyond it."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
-        longest = int(position_ids.max()) + 1 if position_ids.device.type == "cpu" else position_ids.shape[1]
+        if position_ids.device.type != "cpu" and furthest <= rows:
+            return
+        longest = int(position_ids.max()) + 1
         if longest > rows:
             raise ValueError(
                 f"a sequence of {longest} tokens is beyond the {rows} learned positions of this model: shorten it, or "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import time
 from collections.abc import Iterator, Sized
@@ -15,9 +14,9 @@ import torch
 import torch.distributed
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..arguments import ConfigError, SeqTrainingArguments
+from ..metrics import load_metric
 from .batches import BatchOrder, BatchSampler, FilledDataset
 from .optim import build_optimizer, build_scheduler
 
@@ -77,7 +76,9 @@ class SeqTrainer(Trainer):
         self._starts_step = True
         self._last_loss: tuple[int, torch.Tensor] | None = None
         self._targets, self.step_seconds = torch.zeros((), dtype=torch.int64, device=args.device), 0.0
-        self._evaluated = torch.zeros(2)
+        # Sums of long evaluations want 64 bits; Apple's GPUs have no such numbers.
+        exact = torch.float32 if args.device.type == "mps" else torch.float64
+        self._evaluated = torch.zeros(2, dtype=exact, device=args.device)
         if self._fills:
             self.train_dataset = None if self.train_dataset is None else FilledDataset(self.train_dataset)
 
@@ -140,7 +141,7 @@ class SeqTrainer(Trainer):
             TrainingDiverged: the loss or a weight is not finite.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self._folder)
+            resume_from_checkpoint = self._newest_checkpoint()
             if resume_from_checkpoint is None:
                 raise ConfigError(f"there is no checkpoint in '{self._folder}' to resume from")
         if resume_from_checkpoint:
@@ -150,6 +151,13 @@ class SeqTrainer(Trainer):
         self._check_loss()
         self.batch_order.flush(self._add_across_processes)
         return output
+
+    def _run_epoch(self, *args, **kwargs):
+        """Nothing, where a resumed run has all its steps already: the stock trainer would take one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One micro-step: the batch is counted into the digest, the loss checked (one step later, to save a sync)."""
@@ -186,8 +194,13 @@ class SeqTrainer(Trainer):
                 )
 
     def _last_saved(self) -> int:
-        newest = get_last_checkpoint(self._folder) if os.path.isdir(self._folder) else None
+        newest = self._newest_checkpoint()
         return int(newest.rpartition("-")[2]) if newest else 0
+
+    def _newest_checkpoint(self) -> str | None:
+        """The last complete one: a run killed while it saved leaves one without `trainer_state.json`, written last."""
+        complete = [file.parent for file in Path(self._folder).glob("checkpoint-*/trainer_state.json")]
+        return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As in the stock Trainer, after a check that the last loss was finite."""
@@ -207,7 +220,7 @@ class SeqTrainer(Trainer):
         summed = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         labels = inputs["labels"][..., 1:] if self._is_causal else inputs["labels"]
         targets = labels.ne(-100).sum()
-        self._evaluated += torch.stack([summed.detach().double(), targets.double()])
+        self._evaluated += torch.stack([summed.detach(), targets]).to(self._evaluated)
         loss = summed / targets.clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
@@ -225,14 +238,15 @@ class SeqTrainer(Trainer):
 
     def evaluation_loop(self, dataloader, description, *args, **kwargs):
         """The stock loop, with the loss replaced by summed loss / number of targets over all processes."""
-        self._evaluated = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        self._evaluated.zero_()
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         summed, targets = self.accelerator.reduce(self._evaluated, reduction="sum").tolist()
         if targets:
             prefix = kwargs.get("metric_key_prefix", "eval")
             found = {"loss": summed / targets}
             if self._is_causal:
-                found |= {"bits_per_token": summed / targets / math.log(2), "tokens": int(targets)}
+                scores = load_metric("bits_per_token").compute(predictions=[summed], references=[int(targets)])
+                found |= {"bits_per_token": scores["bits_per_token"], "tokens": int(targets)}
             assert output.metrics is not None
             output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
         return output
@@ -287,6 +301,7 @@ class SeqTrainer(Trainer):
         """World size, wrapper, device, precision, speed, and the digest of the batches learned from.
 
         `step_seconds` is the time inside the steps of this process's `train`: no evaluation, saving or data loading.
+        After a resume `targets` and `step_seconds` count the steps since, the digest all of them.
         """
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         return {
