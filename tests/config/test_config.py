@@ -112,7 +112,8 @@ def test_shipped_recipes_are_found_by_name_and_parse(tmp_path, monkeypatch):
         assert config.training.output_dir == f"runs/{name}"
 
 
-def test_help_shows_what_one_needs_first(capsys):
+def test_help_shows_what_one_needs_first(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # no line breaks inside the phrases looked for
     with pytest.raises(SystemExit) as stop:
         parse(["--model_type", "seq_lstm", "--help"])
     short = capsys.readouterr().out
