@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator, Sized
@@ -12,13 +11,21 @@ from typing import Any
 
 import torch
 import torch.distributed
-from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ..arguments import ConfigError, SeqTrainingArguments
 from ..metrics import load_metric
 from .batches import BatchOrder, BatchSampler, FilledDataset
 from .optim import build_optimizer, build_scheduler
+from .progress import LogFile, Progress
 
 
 class TrainingDiverged(RuntimeError):
@@ -67,6 +74,9 @@ class SeqTrainer(Trainer):
         check_processes(self.accelerator.num_processes, args)
         if quiet:
             self.remove_callback(PrinterCallback)
+        elif not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(Progress())
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
         if log_file is not None:
@@ -359,19 +369,3 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.step_seconds += time.perf_counter() - self.start
-
-
-class LogFile(TrainerCallback):
-    """Appends every logged line to a JSONL file: step, seconds since training began, and the numbers."""
-
-    def __init__(self, path: Path):
-        self.path, self.start = path, time.perf_counter()
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.start = time.perf_counter()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
-            seconds = round(time.perf_counter() - self.start, 3)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, "seconds": seconds, **(logs or {})}) + "\n")
