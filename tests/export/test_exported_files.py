@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -154,11 +155,21 @@ def test_too_old_versions_are_named_with_the_way_out():
         _versions.check_versions({"torch": (2, 1), "transformers": (5, 999)})
 
 
-def test_every_shipped_file_checks_the_versions_before_it_imports_what_may_be_missing():
-    """Configurations are what a stranger's transformers imports first."""
-    for names in SHIPPED.values():
-        for name in (name for name in names if name.startswith("configuration_")):
-            assert "from ._configuration import" in (SOURCE / name).read_text()
-    shared = (SOURCE / "_configuration.py").read_text()
-    assert "from ._versions import check_versions" in shared
-    assert importlib.import_module("hf_seqmodels.models._configuration").check_versions is _versions.check_versions
+@pytest.mark.parametrize("architecture", SHIPPED)
+def test_old_transformers_is_named_before_anything_newer_is_imported(architecture, tmp_path):
+    """Shipped files where transformers says it is 4.57.1 and `huggingface_hub.dataclasses` does not exist."""
+    for name in SHIPPED[architecture]:
+        shutil.copyfile(SOURCE / name, tmp_path / name)
+    configuration = f"configuration_{architecture.removeprefix('seq_')}.py"
+    # Old loaders copy only what the first file itself imports, so it must name the file with the check.
+    assert "from ._versions import" in (tmp_path / configuration).read_text()
+    code = (
+        "import importlib.metadata, sys, transformers\n"
+        "importlib.metadata.version = lambda package: {'torch': '2.13.0', 'transformers': '4.57.1'}[package]\n"
+        "sys.modules['huggingface_hub.dataclasses'] = None\n"
+        f"import {tmp_path.name}.{configuration.removesuffix('.py')}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path.parent, capture_output=True, text=True, timeout=120
+    )
+    assert "ImportError: this model's files need transformers >= 5.17, found 4.57.1" in done.stderr

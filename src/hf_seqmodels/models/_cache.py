@@ -15,8 +15,8 @@ from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, DynamicLayer
 class RecurrentCacheLayer(DynamicLayer):
     """Named states of one layer, each (B, ...), batch first, and the number of tokens they stand for.
 
-    A state has the same size however long the text is. `keep_memory` states (the past of an attention-RNN) are
-    the exception: they have a time axis and grow.
+    A state has the same size however long the text is. The past that an attention-RNN attends to is the
+    exception: `values`, `keys` and `positions` have a time axis and grow, up to the window if there is one.
     """
 
     _layer_type = "seq_recurrent"

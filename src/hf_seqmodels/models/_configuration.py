@@ -7,13 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ._versions import check_versions
-
-check_versions()
+from ._versions import PreTrainedConfig, strict
 
 # Largest sizes that are accepted, so that a broken file fails here and not in the allocator.
 _MOST_LAYERS, _MOST_WIDTH, _MOST_TOKENS = 1_000, 1_000_000, 100_000_000

@@ -1,4 +1,8 @@
-"""The oldest versions these files run on, checked before anything newer is imported."""
+"""The oldest versions these files run on, checked before anything newer is imported.
+
+Every configuration file takes `strict` from here, not from its own package: so this file is read first, and loaders of
+old transformers, which copy only what a file imports itself, find it.
+"""
 
 import re
 from importlib.metadata import version
@@ -18,3 +22,8 @@ def check_versions(required: dict[str, tuple[int, ...]] | None = None) -> None:
 
 
 check_versions()
+
+from huggingface_hub.dataclasses import strict  # noqa: E402  (older installations do not have it)
+from transformers import PreTrainedConfig  # noqa: E402
+
+__all__ = ["PreTrainedConfig", "check_versions", "strict"]

@@ -1,8 +1,7 @@
 """Configuration of the attention-RNN."""
 
-from huggingface_hub.dataclasses import strict
-
 from ._configuration import RecurrentConfig
+from ._versions import strict
 
 
 @strict

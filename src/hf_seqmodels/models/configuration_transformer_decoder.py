@@ -1,8 +1,7 @@
 """Configuration of the Transformer decoder."""
 
-from huggingface_hub.dataclasses import strict
-
 from ._configuration import SequenceConfig
+from ._versions import strict
 
 
 @strict
