@@ -5,16 +5,24 @@ import torch
 
 from hf_seqmodels.models import ARCHITECTURES
 from model_table import (
+    FEATURE_HEADS,
+    FEATURES,
+    SEQUENCE_HEADS,
     SIZES,
     Case,
     assert_close,
     build,
     build_config,
     each_case,
-    each_case_and_head,
+    each_case_and_plain_head,
     each_causal_case,
+    each_token_case,
     make_ids,
+    make_inputs,
+    make_labels,
+    make_masks,
     output_of,
+    poisonable,
 )
 
 on_cpu = pytest.mark.skipif(
@@ -27,39 +35,32 @@ def assert_finite_gradients(model: torch.nn.Module) -> None:
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
 
 
-def make_labels(head: str, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    if head == "sequence-classification":
-        return torch.arange(len(ids)) % SIZES["num_labels"]
-    if head == "token-classification":
-        return torch.where(mask.bool(), ids % SIZES["num_labels"], -100)
-    return torch.where(mask.bool(), ids, -100)
-
-
-@each_case_and_head
+@each_case_and_plain_head
 def test_row_of_padding_only(case, head):
     """Length 0 among others: finite everywhere, and the other rows do not notice."""
-    model, ids = build(case, head), make_ids(3, 5)
+    model, inputs = build(case, head), make_inputs(case, head, 3, 5)
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 1, 0, 0]])
-    output = output_of(model(ids, attention_mask=mask))
+    output = output_of(model(**inputs, **make_masks(inputs, mask)))
     assert torch.isfinite(output).all()
-    others = output_of(model(ids[[0, 2]], attention_mask=mask[[0, 2]]))
-    keep = ... if head == "sequence-classification" else mask[[0, 2]].bool()
+    two = {name: value[[0, 2]] for name, value in inputs.items()}
+    others = output_of(model(**two, **make_masks(two, mask[[0, 2]])))
+    keep = ... if head in SEQUENCE_HEADS else mask[[0, 2]].bool()
     assert_close(output[[0, 2]][keep], others[keep], 1e-5, "A18 padding row")
-    output.square().sum().backward()
+    output[mask.bool() if head == "question-answering" else ...].square().sum().backward()
     assert_finite_gradients(model)
 
 
 @pytest.mark.parametrize("length", [1, 4])
-@each_case_and_head
+@each_case_and_plain_head
 def test_batch_of_padding_only(case, head, length):
     """No token in the whole batch: finite outputs, loss and gradients."""
-    model, ids = build(case, head), make_ids(2, length)
-    mask = torch.zeros_like(ids)
-    labels = None if head == "backbone" else make_labels(head, ids, mask)
-    outputs = model(ids, attention_mask=mask, **({} if labels is None else {"labels": labels}))
+    model, inputs = build(case, head), make_inputs(case, head, 2, length)
+    mask = torch.zeros(2, length, dtype=torch.long)
+    labels = make_labels(case, head, mask)
+    outputs = model(**inputs, **make_masks(inputs, mask), **labels)
     assert torch.isfinite(output_of(outputs)).all()
-    loss = output_of(outputs).square().sum()
-    if labels is not None:
+    loss = 0.0 if head == "question-answering" else output_of(outputs).square().sum()
+    if labels:
         assert torch.isfinite(outputs.loss)
         loss = loss + outputs.loss
     loss.backward()
@@ -93,29 +94,29 @@ def test_state_through_padding_only(case):
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0)])
-@each_case_and_head
+@each_case_and_plain_head
 def test_no_tokens_at_all(case, head, shape):
-    model = build(case, head)
-    width = model.get_input_embeddings().embedding_dim
-    for inputs in ({"input_ids": torch.zeros(shape, dtype=torch.long)}, {"inputs_embeds": torch.zeros(*shape, width)}):
+    model, inputs = build(case, head), make_inputs(case, head, 2, 4)
+    empty = {name: value[: shape[0], : shape[1]] for name, value in inputs.items()}
+    for given in (empty, poisonable(model, empty)):
         with pytest.raises(ValueError, match="holds no tokens: pass at least one row and one token"):
-            model(**inputs)
+            model(**given)
         with pytest.raises(ValueError, match="holds no tokens"):
-            model(**inputs, attention_mask=torch.zeros(shape, dtype=torch.long))
+            model(**given, attention_mask=torch.zeros(shape, dtype=torch.long))
 
 
 @on_cpu
 @pytest.mark.parametrize("wrong", [SIZES["vocab_size"], -1, 10**6])
-@each_case
+@each_token_case
 def test_token_id_out_of_range(case, wrong):
     ids = make_ids(2, 4)
     ids[1, 2] = wrong
-    for head in case.heads:
+    for head in set(case.heads) - set(FEATURE_HEADS):
         with pytest.raises(ValueError, match=f"token id {wrong} is outside the vocabulary of {SIZES['vocab_size']}"):
             build(case, head)(ids)
 
 
-@each_case
+@each_token_case
 def test_inputs_and_mask_that_do_not_fit(case):
     model, ids = build(case), make_ids(2, 4)
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
@@ -131,6 +132,26 @@ def test_inputs_and_mask_that_do_not_fit(case):
     for wrong in (width - 1, width + 90):  # torch's LSTM on the CPU takes any width and computes something
         with pytest.raises(ValueError, match=rf"does not fit this model: pass \(batch, positions, {width}\)"):
             model(inputs_embeds=torch.zeros(2, 3, wrong))
+
+
+@each_token_case
+def test_features_that_do_not_fit(case):
+    """Each kind of model names the input that it reads, and a NaN width is no width."""
+    model, ids, features = build(case, "audio-classification"), make_ids(2, 4), torch.randn(2, 4, FEATURES)
+    assert model.main_input_name == "input_features"
+    for given in ({"input_ids": ids}, {"inputs_embeds": features}, {"input_ids": ids, "input_features": features}, {}):
+        with pytest.raises(ValueError, match=rf"num_features={FEATURES}\): pass input_features \(batch, positions"):
+            model(**given)
+    with pytest.raises(ValueError, match=rf"does not fit this model: pass \(batch, positions, {FEATURES}\)"):
+        model(input_features=features[..., 1:])
+    with pytest.raises(ValueError, match="this model reads tokens: pass input_ids or inputs_embeds"):
+        build(case)(input_features=features)
+    for head in {"ctc", "audio-classification"} & set(case.heads):
+        with pytest.raises(ValueError, match="reads features: set num_features"):
+            build(case, head, num_features=None)
+    for head in {"causal-lm", "masked-lm"} & set(case.heads):
+        with pytest.raises(ValueError, match="a language model reads tokens"):
+            build(case, head, num_features=FEATURES, **({"embedding_size": FEATURES} if case.recurrent else {}))
 
 
 @each_causal_case

@@ -7,7 +7,15 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from hf_seqmodels.models import ARCHITECTURES
-from model_table import CELLS, Case, build, build_config, each_case, each_case_and_head, make_ids, output_of
+from model_table import (
+    CELLS,
+    Case,
+    build,
+    build_config,
+    each_case,
+    each_case_and_head,
+    each_token_case,
+)
 
 KEEPING_GATE = {"lstm": ("forget_bias", 1), "peephole": ("forget_bias", 1), "gru": ("update_bias", 1)}
 KEEPING_GATE["reset_before"] = KEEPING_GATE["gru"]
@@ -105,7 +113,7 @@ def test_chrono_start(cell, bidirectional, dtype):
 @each_case_and_head
 def test_start_follows_the_seed_and_is_finite(case, head):
     """No parameter is left as the memory happened to be."""
-    cls, config = ARCHITECTURES[case.architecture].models[head], build_config(case)
+    cls, config = ARCHITECTURES[case.architecture].models[head], build_config(case, head)
     states = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
@@ -128,8 +136,6 @@ def test_reload_gives_every_tensor_back(case, head, dtype, tmp_path):
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(actual[name], value), name
-    ids = make_ids(2, 4)
-    assert torch.equal(output_of(reloaded(ids)), output_of(model(ids)))
 
 
 HEADS = {"score.weight", "score.bias", "pooling.weight"}
@@ -137,15 +143,15 @@ HEADS = {"score.weight", "score.bias", "pooling.weight"}
 
 @each_dtype
 @pytest.mark.parametrize("auto", [AutoModelForSequenceClassification, AutoModelForTokenClassification])
-@each_case
+@each_token_case
 def test_new_head_on_an_old_backbone(case, auto, dtype, tmp_path):
     """Only the head is new, and starts as in a new model; the backbone is the checkpoint's."""
-    source = build(case, "backbone" if case.bidirectional else "causal-lm", dtype)
+    source = build(case, "causal-lm" if "causal-lm" in case.heads else "backbone", dtype)
     source.save_pretrained(tmp_path, save_code=False)
     model, info = auto.from_pretrained(tmp_path, dtype=dtype, num_labels=5, output_loading_info=True)
     new = set(info["missing_keys"])
     assert {"score.weight", "score.bias"} <= new <= HEADS
-    backbone = source if case.bidirectional else source.model
+    backbone = getattr(source, "model", source)
     for name, value in backbone.state_dict().items():
         assert torch.equal(model.model.state_dict()[name], value), name
     for name in new:
@@ -162,10 +168,10 @@ def test_missing_backbone_tensor_raises(case, tmp_path):
     """A12: a backbone half loaded and half new would train, and never be noticed."""
     model = build(case)
     state = model.state_dict()
-    lost = next(name for name in state if name.startswith("layers.1."))
+    lost = next(name for name in state if "layers.1." in name)
     del state[lost]
     model.save_pretrained(tmp_path, state_dict=state, save_code=False)
-    for head in ("backbone", "token-classification"):
+    for head in ("backbone", case.main_head):
         with pytest.raises(ValueError, match=f"lacks 1 tensors of .*{lost}"):
             ARCHITECTURES[case.architecture].models[head].from_pretrained(tmp_path)
 

@@ -5,17 +5,22 @@ import torch
 
 from model_table import (
     PADDINGS,
+    SEQUENCE_HEADS,
     TOLERANCE,
     Case,
     assert_close,
     assert_same_gradients,
     build,
-    each_case_and_head,
+    cast,
+    each_case_and_plain_head,
     each_causal_case,
     make_ids,
+    make_inputs,
     make_mask,
+    make_masks,
     named_gradients,
     output_of,
+    poisonable,
 )
 
 # "mixed" holds a row of every kind; whole batches of one kind take the same paths.
@@ -33,10 +38,12 @@ def row_name(case: Case, padding: str) -> str:
 
 def check_rows(case: Case, head: str, padding: str, dtype: torch.dtype) -> None:
     """Each row in the batch against the row alone: outputs, and gradients of a fixed linear function of them."""
-    model, ids, mask = build(case, head, dtype), make_ids(5, 8), make_mask(padding)
-    row, tolerance, per_token = row_name(case, padding), TOLERANCE[dtype], head != "sequence-classification"
-    together = output_of(model(ids, attention_mask=mask if padding != "none" else None))
-    probe = torch.randn(*ids.shape, together.shape[-1]).to(dtype)  # one weight for each output of each token
+    model, mask = build(case, head, dtype), make_mask(padding)
+    inputs = {name: cast(value, dtype) for name, value in make_inputs(case, head).items()}
+    row, tolerance, per_token = row_name(case, padding), TOLERANCE[dtype], head not in SEQUENCE_HEADS
+    together = output_of(model(**inputs, **(make_masks(inputs, mask) if padding != "none" else {})))
+    # One weight for each output of each token.
+    probe = torch.randn(*mask.shape, *together.shape[2 if per_token else 1 :]).to(dtype)
 
     def take(output: torch.Tensor, index: int, tokens: torch.Tensor) -> torch.Tensor:
         return output[index][tokens] if per_token else output[index]
@@ -46,22 +53,22 @@ def check_rows(case: Case, head: str, padding: str, dtype: torch.dtype) -> None:
         return (output * weights).sum()
 
     tokens = mask.bool()
-    sum(weigh(take(together, i, tokens[i]), i) for i in range(len(ids))).backward()
+    sum(weigh(take(together, i, tokens[i]), i) for i in range(len(mask))).backward()
     gradients = named_gradients(model)
-    for i in range(len(ids)):
-        alone = output_of(model(ids[i][tokens[i]][None]))[0]
+    for i in range(len(mask)):
+        alone = output_of(model(**{name: value[i][tokens[i]][None] for name, value in inputs.items()}))[0]
         weigh(alone, i).backward()
         assert_close(take(together, i, tokens[i]), alone, tolerance, row, f"row {i}")
     assert_same_gradients(gradients, named_gradients(model), tolerance, row)
 
 
 @each_padding
-@each_case_and_head
+@each_case_and_plain_head
 def test_row_in_batch_equals_row_alone(case, head, padding):
     check_rows(case, head, padding, torch.float32)
 
 
-@each_case_and_head
+@each_case_and_plain_head
 def test_row_in_batch_equals_row_alone_in_fp64(case, head):
     check_rows(case, head, "mixed", torch.float64)
 
@@ -126,25 +133,29 @@ def copy_direction(both: torch.nn.Module, single: torch.nn.Module, suffix: str) 
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-@each_case_and_head
+@each_case_and_plain_head
 def test_nothing_under_padding_leaks(case, head, poison):
     """A19, bit-exact: NaN or infinity under the padding changes no output and no gradient."""
     model, mask = build(case, head), make_mask("mixed")
     tokens = mask.bool()
-    clean = torch.randn(*mask.shape, model.get_input_embeddings().embedding_dim)
-    poisoned = torch.where(tokens[..., None], clean, poison)
+    clean = poisonable(model, make_inputs(case, head))
+    poisoned = {
+        name: torch.where(tokens.view(*tokens.shape, *[1] * (value.ndim - 2)), value, poison)
+        for name, value in clean.items()
+    }
     results = []
-    for embeddings in (clean, poisoned):
-        embeddings = embeddings.clone().requires_grad_()
-        output = output_of(model(inputs_embeds=embeddings, attention_mask=mask))
-        output = output if output.ndim == 2 else output[tokens]
+    for given in (clean, poisoned):
+        given = {name: value.clone().requires_grad_() for name, value in given.items()}
+        output = output_of(model(**given, **make_masks(given, mask)))
+        output = output if head in SEQUENCE_HEADS else output[tokens]
         output.square().sum().backward()
-        results.append((output.detach(), embeddings.grad, named_gradients(model)))
+        results.append((output.detach(), {name: value.grad for name, value in given.items()}, named_gradients(model)))
     (expected, expected_inputs, expected_gradients), (output, inputs, gradients) = results
     assert torch.equal(output, expected)
-    assert torch.equal(inputs, expected_inputs)
-    assert not inputs[~tokens].any()
     assert torch.isfinite(output).all()
+    for name, gradient in expected_inputs.items():
+        assert torch.equal(inputs[name], gradient), name
+        assert not gradient[~tokens].any(), name
     for name, gradient in expected_gradients.items():
         assert torch.equal(gradients[name], gradient), name
 

@@ -69,7 +69,7 @@ def test_configuration_alone(case, tmp_path):
 
 @each_plain
 def test_saving_twice_and_over_itself(case, tmp_path):
-    model = build(case, "causal-lm")
+    model = build(case, case.main_head)
     model.save_pretrained(tmp_path)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     model.save_pretrained(tmp_path)

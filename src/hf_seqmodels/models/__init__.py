@@ -22,8 +22,14 @@ from . import (
 HEADS = {
     "backbone": "AutoModel",
     "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "ctc": "AutoModelForCTC",
+    "audio-classification": "AutoModelForAudioClassification",
+    "time-series-prediction": "AutoModelForTimeSeriesPrediction",
 }
 
 
@@ -36,18 +42,26 @@ class Architecture:
         models: head (a key of `HEADS`) → model class.
         variants: name → configuration options; each is a system of its own, with a row in tests and results. The
             empty options are the plain architecture.
+        without: head → why the architecture has none. Every head of `HEADS` is in `models` or here.
     """
 
     config: type[PreTrainedConfig]
     models: dict[str, type[PreTrainedModel]]
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    without: dict[str, str] = field(default_factory=dict)
 
 
-def _architecture(config_module: Any, modeling_module: Any, **variants: dict[str, Any]) -> Architecture:
+def _architecture(
+    config_module: Any, modeling_module: Any, without: dict[str, str], **variants: dict[str, Any]
+) -> Architecture:
     classes = [getattr(modeling_module, name) for name in modeling_module.__all__]
     models = {head: cls for head, auto in HEADS.items() for cls in classes if cls.auto_model == auto}
     config = getattr(config_module, config_module.__all__[0])
-    return Architecture(config, models, {"plain": {}} | variants)
+    return Architecture(config, models, {"plain": {}} | variants, without)
+
+
+_ONE_STACK = {"seq2seq-lm": "one stack of layers; encoder–decoders are seq_attention_rnn_seq2seq and seq_transformer"}
+_LEFT_TO_RIGHT = _ONE_STACK | {"masked-lm": "sees only the left of a masked token; take seq_transformer_encoder"}
 
 
 _LAYERS: dict[str, dict[str, Any]] = {
@@ -56,12 +70,15 @@ _LAYERS: dict[str, dict[str, Any]] = {
 }
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "seq_rnn": _architecture(configuration_rnn, modeling_rnn, relu={"nonlinearity": "relu"}, **_LAYERS),
-    "seq_lstm": _architecture(configuration_lstm, modeling_lstm, peephole={"peephole": True}, **_LAYERS),
-    "seq_gru": _architecture(configuration_gru, modeling_gru, reset_before={"reset_after": False}, **_LAYERS),
+    "seq_rnn": _architecture(configuration_rnn, modeling_rnn, _ONE_STACK, relu={"nonlinearity": "relu"}, **_LAYERS),
+    "seq_lstm": _architecture(configuration_lstm, modeling_lstm, _ONE_STACK, peephole={"peephole": True}, **_LAYERS),
+    "seq_gru": _architecture(
+        configuration_gru, modeling_gru, _ONE_STACK, reset_before={"reset_after": False}, **_LAYERS
+    ),
     "seq_attention_rnn": _architecture(
         configuration_attention_rnn,
         modeling_attention_rnn,
+        _ONE_STACK,
         additive={"score": "additive"},
         dot={"score": "dot", "cell": "gru"},
         windowed={"window": 3, "cell": "rnn"},
@@ -70,6 +87,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "seq_transformer_decoder": _architecture(
         configuration_transformer_decoder,
         modeling_transformer_decoder,
+        _LEFT_TO_RIGHT,
         rotary={"positions": "rotary"},
         sinusoidal_post={"positions": "sinusoidal", "norm_position": "post"},
         llama={"positions": "rotary", "norm": "rmsnorm", "hidden_act": "swiglu"},

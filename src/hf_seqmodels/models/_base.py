@@ -38,6 +38,8 @@ class SequencePreTrainedModel(PreTrainedModel):
                 f"not '{config.model_type}': build it from {wanted.__name__}, or call {self.auto_model}.from_config"
             )
         super().__init__(config, *args, **kwargs)
+        if getattr(config, "num_features", None) is not None:
+            self.main_input_name = "input_features"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -122,7 +124,7 @@ class SequencePreTrainedModel(PreTrainedModel):
 
 
 class RecurrentModel(SequencePreTrainedModel):
-    """Backbone of the recurrent architectures: embedding → layers, with dropout between them.
+    """Backbone of the recurrent architectures: embedding (or features) → layers, with dropout between them.
 
     Subclasses set `layer_class` and the attributes that transformers reads (`config`, `_no_split_modules`,
     `_can_record_outputs`).
@@ -132,7 +134,9 @@ class RecurrentModel(SequencePreTrainedModel):
 
     def __init__(self, config: Any):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
+        self.embed_tokens = None
+        if config.num_features is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
         self.layers = nn.ModuleList([self.layer_class(config, index) for index in range(config.num_hidden_layers)])
         self.dropout = nn.Dropout(config.dropout)
         self.gradient_checkpointing = False
@@ -167,12 +171,13 @@ class RecurrentModel(SequencePreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        input_features: torch.FloatTensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the layers over a batch.
 
         Args:
-            input_ids (B, T), or inputs_embeds (B, T, E).
+            input_ids (B, T), or inputs_embeds (B, T, E); with `num_features`: input_features (B, T, F).
             attention_mask (B, T) or (B, past + T): 1 for tokens, 0 for padding, in any pattern. None: no padding.
             past_key_values: the state to continue from, as a call with `use_cache=True` returned it. It is updated.
             use_cache: return the state after the last token; padding does not change it.
@@ -182,8 +187,8 @@ class RecurrentModel(SequencePreTrainedModel):
             `last_hidden_state` (B, T, output_size), zero under padding; `past_key_values` if `use_cache`.
 
         Raises:
-            ValueError: no tokens, both or neither input, a token id outside the vocabulary, or a state given to a
-                bidirectional model.
+            ValueError: no tokens, more or less than one input, a token id outside the vocabulary, or a state given to
+                a bidirectional model.
         """
         if self.config.bidirectional and (past_key_values is not None or use_cache):
             raise ValueError(
@@ -192,7 +197,7 @@ class RecurrentModel(SequencePreTrainedModel):
         past_key_values = self.choose_cache(past_key_values, use_cache)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         hidden_states, valid = embed_inputs(
-            self.embed_tokens, self.config, input_ids, inputs_embeds, attention_mask, past_length
+            self.embed_tokens, self.config, input_ids, inputs_embeds, attention_mask, past_length, input_features
         )
         steps = find_valid_steps(valid)
         for layer in self.layers:

@@ -1,7 +1,6 @@
 """What the configurations of all architectures share: sizes, regularisation, range checks, and the shipped code."""
 
 import difflib
-import math
 import os
 import shutil
 import sys
@@ -12,7 +11,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ._versions import PreTrainedConfig, strict
 
 # Largest sizes that are accepted, so that a broken file fails here and not in the allocator.
-_MOST_LAYERS, _MOST_WIDTH, _MOST_TOKENS = 1_000, 1_000_000, 100_000_000
+MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 1_000, 1_000_000, 100_000_000
 
 
 @strict
@@ -24,7 +23,6 @@ class SequenceConfig(PreTrainedConfig):
         hidden_size (`int`, defaults to 256): width D of a layer's output (per direction).
         num_hidden_layers (`int`, defaults to 1): how many layers are stacked.
         dropout (`float`, defaults to 0.0): dropout probability; where it acts is said by the architecture.
-        classifier_dropout (`float`, defaults to 0.0): dropout probability before a classification head.
         initializer_range (`float`, defaults to 0.02): standard deviation of embeddings and linear layers.
         tie_word_embeddings (`bool`, defaults to False): the output head shares the embedding matrix.
         use_cache (`bool`, defaults to True): return the state (`past_key_values`).
@@ -39,7 +37,6 @@ class SequenceConfig(PreTrainedConfig):
     hidden_size: int = 256
     num_hidden_layers: int = 1
     dropout: float | int = 0.0
-    classifier_dropout: float | int = 0.0
     initializer_range: float | int = 0.02
     tie_word_embeddings: bool = False
     use_cache: bool = True
@@ -68,16 +65,20 @@ class SequenceConfig(PreTrainedConfig):
                 f"{type(self).__name__}: {name}={getattr(self, name)!r} is not allowed: it must be {rule}"
             )
 
+    def require_probability(self, *names: str) -> None:
+        """Raise ValueError unless each named option is a probability that leaves something: 0 ≤ p < 1."""
+        for name in names:
+            self.require(name, "at least 0 and below 1", 0 <= getattr(self, name) < 1)
+
     def check_ranges(self) -> None:
         """Every value in its range (NaN is in none); architectures add their own rules."""
         for name, most in (
-            ("vocab_size", _MOST_TOKENS),
-            ("hidden_size", _MOST_WIDTH),
-            ("num_hidden_layers", _MOST_LAYERS),
+            ("vocab_size", MOST_TOKENS),
+            ("hidden_size", MOST_WIDTH),
+            ("num_hidden_layers", MOST_LAYERS),
         ):
             self.require(name, f"between 1 and {most}", 1 <= getattr(self, name) <= most)
-        for name in ("dropout", "classifier_dropout"):
-            self.require(name, "at least 0 and below 1", 0 <= getattr(self, name) < 1)
+        self.require_probability("dropout")
         rule = f"None or a token id, 0 to vocab_size − 1 = {self.vocab_size - 1}"
         self.require("pad_token_id", rule, self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size)
         self.require("initializer_range", "above 0 and at most 1", 0 < self.initializer_range <= 1)
@@ -112,63 +113,3 @@ def _copy_code(config_class: type, references: set[str], folder: Path) -> None:
     for source in sources:
         if source.parent.resolve() != folder.resolve():
             shutil.copyfile(source, folder / source.name)
-
-
-@strict
-class RecurrentConfig(SequenceConfig):
-    """Options of the architectures built from a cell.
-
-    Args:
-        embedding_size (`int`, *optional*, defaults to `hidden_size`): width of the token embeddings.
-        bidirectional (`bool`, defaults to False): each layer also reads the sequence backwards; outputs are
-            concatenated to 2·D. Not for causal language models.
-        weight_init (`str`, defaults to `"orthogonal"`): `"orthogonal"`: `weight_hh` orthogonal (Saxe 2014) and
-            `weight_ih` Xavier-uniform (Glorot 2010), each per gate; `"uniform"`: U(−1/√D, 1/√D) for both, torch's
-            default.
-        bias_init (`str`, defaults to `"constant"`): `"constant"`: zero but for the gate that keeps the state (see the
-            architecture's `forget_bias` or `update_bias`); `"chrono"`: Tallec & Ollivier 2018, section 3, keeping
-            times drawn from U(1, `chrono_max_time` − 1).
-        chrono_max_time (`int`, defaults to 100): longest expected dependency in steps, at least 3.
-        initializer_range (`float`, defaults to 0.1): standard deviation of linear layers and of tied
-            embeddings; embeddings that are not tied start from N(0, 1), as in torch.nn.Embedding.
-            There is no norm behind them that would undo smaller ones.
-        dropout: between layers, on every layer's output but the last (as in torch.nn.LSTM).
-    """
-
-    embedding_size: int | None = None
-    initializer_range: float | int = 0.1
-    bidirectional: bool = False
-    weight_init: str = "orthogonal"
-    bias_init: str = "constant"
-    chrono_max_time: int = 100
-
-    def __post_init__(self, **kwargs):
-        if self.embedding_size is None:
-            self.embedding_size = self.hidden_size
-        if self.bidirectional:
-            self.use_cache = False  # there is no state to continue from when both directions are read
-        super().__post_init__(**kwargs)
-
-    def check_ranges(self) -> None:
-        super().check_ranges()
-        self.require("embedding_size", f"between 1 and {_MOST_WIDTH}", 1 <= (self.embedding_size or 0) <= _MOST_WIDTH)
-        self.require("weight_init", "'orthogonal' or 'uniform'", self.weight_init in ("orthogonal", "uniform"))
-        self.require("bias_init", "'constant' or 'chrono'", self.bias_init in ("constant", "chrono"))
-        self.require("chrono_max_time", "at least 3 steps", self.chrono_max_time >= 3)
-
-    def require_finite(self, *names: str) -> None:
-        """Raise ValueError unless each named option is a finite number."""
-        for name in names:
-            self.require(name, "a finite number", math.isfinite(getattr(self, name)))
-
-    @property
-    def output_size(self) -> int:
-        return self.hidden_size * (2 if self.bidirectional else 1)
-
-    @property
-    def layer_types(self) -> list[str]:
-        """Which cache layer transformers builds for each layer (see `_cache.py`)."""
-        return ["seq_recurrent"] * self.num_hidden_layers
-
-    def validate_layer_type(self):
-        """The upstream check knows only transformers' own layer types; ours is the property above."""

@@ -1,6 +1,6 @@
 """Configuration of the attention-RNN."""
 
-from ._configuration import RecurrentConfig
+from ._configuration_recurrent import RecurrentConfig
 from ._versions import strict
 
 
@@ -8,7 +8,7 @@ from ._versions import strict
 class AttentionRNNConfig(RecurrentConfig):
     """Configuration of an [`AttentionRNNModel`]: a recurrent network that attends over its own past hidden states.
 
-    Options shared by all architectures are described in `_configuration.py`.
+    Options shared by all architectures are described in `_configuration*.py`.
 
     Args:
         cell (`str`, defaults to `"lstm"`): the cell underneath, `"rnn"`, `"lstm"` or `"gru"`.

@@ -1,6 +1,6 @@
 """Configuration of the GRU."""
 
-from ._configuration import RecurrentConfig
+from ._configuration_recurrent import RecurrentConfig
 from ._versions import strict
 
 
@@ -8,7 +8,7 @@ from ._versions import strict
 class GRUConfig(RecurrentConfig):
     """Configuration of a [`GRUModel`] (Cho 2014).
 
-    Options shared by all architectures are described in `_configuration.py`.
+    Options shared by all architectures are described in `_configuration*.py`.
 
     Args:
         reset_after (`bool`, defaults to True): apply the reset gate after the recurrent product (torch, cuDNN);

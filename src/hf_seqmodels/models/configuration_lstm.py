@@ -1,6 +1,6 @@
 """Configuration of the LSTM."""
 
-from ._configuration import RecurrentConfig
+from ._configuration_recurrent import RecurrentConfig
 from ._versions import strict
 
 
@@ -9,7 +9,7 @@ class LSTMConfig(RecurrentConfig):
     """Configuration of an [`LSTMModel`]: Hochreiter & Schmidhuber 1997 with the forget gate of
     Gers, Schmidhuber & Cummins 2000.
 
-    Options shared by all architectures are described in `_configuration.py`.
+    Options shared by all architectures are described in `_configuration*.py`.
 
     Args:
         peephole (`bool`, defaults to False): diagonal connections from the cell state to the gates (Gers &

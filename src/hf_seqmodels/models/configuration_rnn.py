@@ -1,6 +1,6 @@
 """Configuration of the RNN."""
 
-from ._configuration import RecurrentConfig
+from ._configuration_recurrent import RecurrentConfig
 from ._versions import strict
 
 
@@ -8,7 +8,7 @@ from ._versions import strict
 class RNNConfig(RecurrentConfig):
     """Configuration of an [`RNNModel`], the simple recurrent network of Elman 1990.
 
-    Options shared by all architectures are described in `_configuration.py`.
+    Options shared by all architectures are described in `_configuration*.py`.
 
     Args:
         nonlinearity (`str`, defaults to `"tanh"`): `"tanh"` or `"relu"`.

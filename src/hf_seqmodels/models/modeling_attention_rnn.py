@@ -11,7 +11,14 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ._attention import AttentionPooling, AttentionScore, attend
 from ._base import RecurrentModel, SequencePreTrainedModel
-from ._heads import CausalLMHead, SequenceClassificationHead, TokenClassificationHead
+from ._heads import CausalLMHead, MaskedLMHead
+from ._heads_classification import (
+    AudioClassificationHead,
+    QuestionAnsweringHead,
+    SequenceClassificationHead,
+    TokenClassificationHead,
+)
+from ._heads_speech import CTCHead
 from ._outputs import AttentionPoolingOutput
 from ._recurrence import ValidSteps
 from .configuration_attention_rnn import AttentionRNNConfig
@@ -155,8 +162,36 @@ class AttentionRNNForTokenClassification(TokenClassificationHead, AttentionRNNPr
     backbone_class = AttentionRNNModel
 
 
+class AttentionRNNForMaskedLM(MaskedLMHead, AttentionRNNPreTrainedModel):
+    """Bidirectional attention-RNN that fills in masked tokens."""
+
+    backbone_class = AttentionRNNModel
+
+
+class AttentionRNNForQuestionAnswering(QuestionAnsweringHead, AttentionRNNPreTrainedModel):
+    """attention-RNN that finds the span of a text that answers a question."""
+
+    backbone_class = AttentionRNNModel
+
+
+class AttentionRNNForCTC(CTCHead, AttentionRNNPreTrainedModel):
+    """attention-RNN that turns frames of sound into text."""
+
+    backbone_class = AttentionRNNModel
+
+
+class AttentionRNNForAudioClassification(AudioClassificationHead, AttentionRNNPreTrainedModel):
+    """attention-RNN that labels a sound."""
+
+    backbone_class = AttentionRNNModel
+
+
 __all__ = [
+    "AttentionRNNForAudioClassification",
+    "AttentionRNNForCTC",
     "AttentionRNNForCausalLM",
+    "AttentionRNNForMaskedLM",
+    "AttentionRNNForQuestionAnswering",
     "AttentionRNNForSequenceClassification",
     "AttentionRNNForTokenClassification",
     "AttentionRNNModel",

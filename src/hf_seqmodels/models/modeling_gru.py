@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from transformers import GenerationMixin
 
 from ._base import RecurrentModel, SequencePreTrainedModel
-from ._heads import CausalLMHead, SequenceClassificationHead, TokenClassificationHead
+from ._heads import CausalLMHead, MaskedLMHead
+from ._heads_classification import (
+    AudioClassificationHead,
+    QuestionAnsweringHead,
+    SequenceClassificationHead,
+    TokenClassificationHead,
+)
+from ._heads_speech import CTCHead
 from ._recurrence import RecurrentLayer, States, chrono_bias
 from .configuration_gru import GRUConfig
 
@@ -90,4 +97,37 @@ class GRUForTokenClassification(TokenClassificationHead, GRUPreTrainedModel):
     backbone_class = GRUModel
 
 
-__all__ = ["GRUForCausalLM", "GRUForSequenceClassification", "GRUForTokenClassification", "GRUModel"]
+class GRUForMaskedLM(MaskedLMHead, GRUPreTrainedModel):
+    """Bidirectional GRU that fills in masked tokens."""
+
+    backbone_class = GRUModel
+
+
+class GRUForQuestionAnswering(QuestionAnsweringHead, GRUPreTrainedModel):
+    """GRU that finds the span of a text that answers a question."""
+
+    backbone_class = GRUModel
+
+
+class GRUForCTC(CTCHead, GRUPreTrainedModel):
+    """GRU that turns frames of sound into text."""
+
+    backbone_class = GRUModel
+
+
+class GRUForAudioClassification(AudioClassificationHead, GRUPreTrainedModel):
+    """GRU that labels a sound."""
+
+    backbone_class = GRUModel
+
+
+__all__ = [
+    "GRUForAudioClassification",
+    "GRUForCTC",
+    "GRUForCausalLM",
+    "GRUForMaskedLM",
+    "GRUForQuestionAnswering",
+    "GRUForSequenceClassification",
+    "GRUForTokenClassification",
+    "GRUModel",
+]

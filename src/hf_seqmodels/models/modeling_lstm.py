@@ -12,7 +12,14 @@ from transformers import GenerationMixin
 from transformers import initialization as init
 
 from ._base import RecurrentModel, SequencePreTrainedModel
-from ._heads import CausalLMHead, SequenceClassificationHead, TokenClassificationHead
+from ._heads import CausalLMHead, MaskedLMHead
+from ._heads_classification import (
+    AudioClassificationHead,
+    QuestionAnsweringHead,
+    SequenceClassificationHead,
+    TokenClassificationHead,
+)
+from ._heads_speech import CTCHead
 from ._recurrence import RecurrentLayer, States, chrono_bias
 from .configuration_lstm import LSTMConfig
 
@@ -112,4 +119,37 @@ class LSTMForTokenClassification(TokenClassificationHead, LSTMPreTrainedModel):
     backbone_class = LSTMModel
 
 
-__all__ = ["LSTMForCausalLM", "LSTMForSequenceClassification", "LSTMForTokenClassification", "LSTMModel"]
+class LSTMForMaskedLM(MaskedLMHead, LSTMPreTrainedModel):
+    """Bidirectional LSTM that fills in masked tokens."""
+
+    backbone_class = LSTMModel
+
+
+class LSTMForQuestionAnswering(QuestionAnsweringHead, LSTMPreTrainedModel):
+    """LSTM that finds the span of a text that answers a question."""
+
+    backbone_class = LSTMModel
+
+
+class LSTMForCTC(CTCHead, LSTMPreTrainedModel):
+    """LSTM that turns frames of sound into text (Graves 2006)."""
+
+    backbone_class = LSTMModel
+
+
+class LSTMForAudioClassification(AudioClassificationHead, LSTMPreTrainedModel):
+    """LSTM that labels a sound."""
+
+    backbone_class = LSTMModel
+
+
+__all__ = [
+    "LSTMForAudioClassification",
+    "LSTMForCTC",
+    "LSTMForCausalLM",
+    "LSTMForMaskedLM",
+    "LSTMForQuestionAnswering",
+    "LSTMForSequenceClassification",
+    "LSTMForTokenClassification",
+    "LSTMModel",
+]

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from transformers import GenerationMixin
 
 from ._base import RecurrentModel, SequencePreTrainedModel
-from ._heads import CausalLMHead, SequenceClassificationHead, TokenClassificationHead
+from ._heads import CausalLMHead, MaskedLMHead
+from ._heads_classification import (
+    AudioClassificationHead,
+    QuestionAnsweringHead,
+    SequenceClassificationHead,
+    TokenClassificationHead,
+)
+from ._heads_speech import CTCHead
 from ._recurrence import RecurrentLayer, States
 from .configuration_rnn import RNNConfig
 
@@ -69,4 +76,37 @@ class RNNForTokenClassification(TokenClassificationHead, RNNPreTrainedModel):
     backbone_class = RNNModel
 
 
-__all__ = ["RNNForCausalLM", "RNNForSequenceClassification", "RNNForTokenClassification", "RNNModel"]
+class RNNForMaskedLM(MaskedLMHead, RNNPreTrainedModel):
+    """Bidirectional RNN that fills in masked tokens."""
+
+    backbone_class = RNNModel
+
+
+class RNNForQuestionAnswering(QuestionAnsweringHead, RNNPreTrainedModel):
+    """RNN that finds the span of a text that answers a question."""
+
+    backbone_class = RNNModel
+
+
+class RNNForCTC(CTCHead, RNNPreTrainedModel):
+    """RNN that turns frames of sound into text."""
+
+    backbone_class = RNNModel
+
+
+class RNNForAudioClassification(AudioClassificationHead, RNNPreTrainedModel):
+    """RNN that labels a sound."""
+
+    backbone_class = RNNModel
+
+
+__all__ = [
+    "RNNForAudioClassification",
+    "RNNForCTC",
+    "RNNForCausalLM",
+    "RNNForMaskedLM",
+    "RNNForQuestionAnswering",
+    "RNNForSequenceClassification",
+    "RNNForTokenClassification",
+    "RNNModel",
+]

@@ -15,7 +15,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ._attention import MultiHeadAttention, rotary_positions, sinusoidal_positions
 from ._base import SequencePreTrainedModel
-from ._heads import CausalLMHead, SequenceClassificationHead, TokenClassificationHead
+from ._heads import CausalLMHead
+from ._heads_classification import (
+    AudioClassificationHead,
+    QuestionAnsweringHead,
+    SequenceClassificationHead,
+    TokenClassificationHead,
+)
+from ._heads_speech import CTCHead
 from ._inputs import embed_inputs
 from .configuration_transformer_decoder import TransformerDecoderConfig
 
@@ -93,7 +100,11 @@ class TransformerDecoderModel(TransformerDecoderPreTrainedModel):
 
     def __init__(self, config: TransformerDecoderConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_tokens, self.embed_features = None, None
+        if config.num_features is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        else:
+            self.embed_features = nn.Linear(config.num_features, config.hidden_size)
         self.embed_positions = None
         if config.positions == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -114,12 +125,13 @@ class TransformerDecoderModel(TransformerDecoderPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        input_features: torch.FloatTensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the layers over a batch.
 
         Args:
-            input_ids (B, T), or inputs_embeds (B, T, D).
+            input_ids (B, T), or inputs_embeds (B, T, D); with `num_features`: input_features (B, T, F).
             attention_mask (B, past + T): 1 for tokens, 0 for padding, in any pattern; or transformers' 4-D mask.
             position_ids (B, T): default: each token's number among its row's tokens, so padding shifts nothing.
             past_key_values: keys and values of the tokens before. They are updated.
@@ -137,7 +149,14 @@ class TransformerDecoderModel(TransformerDecoderPreTrainedModel):
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         known_length = past_length if isinstance(past_length, int) else None  # a static cache counts on the device
         hidden_states, _ = embed_inputs(
-            self.embed_tokens, self.config, input_ids, inputs_embeds, flat_mask, known_length
+            self.embed_tokens,
+            self.config,
+            input_ids,
+            inputs_embeds,
+            flat_mask,
+            known_length,
+            input_features,
+            self.embed_features,
         )
         if flat_mask is not None and isinstance(past_length, int):
             self._check_mask(flat_mask, past_length + hidden_states.shape[1])
@@ -236,8 +255,29 @@ class TransformerDecoderForTokenClassification(TokenClassificationHead, Transfor
     backbone_class = TransformerDecoderModel
 
 
+class TransformerDecoderForQuestionAnswering(QuestionAnsweringHead, TransformerDecoderPreTrainedModel):
+    """Transformer decoder that finds the span of a text that answers a question."""
+
+    backbone_class = TransformerDecoderModel
+
+
+class TransformerDecoderForCTC(CTCHead, TransformerDecoderPreTrainedModel):
+    """Transformer decoder that turns frames of sound into text."""
+
+    backbone_class = TransformerDecoderModel
+
+
+class TransformerDecoderForAudioClassification(AudioClassificationHead, TransformerDecoderPreTrainedModel):
+    """Transformer decoder that labels a sound."""
+
+    backbone_class = TransformerDecoderModel
+
+
 __all__ = [
+    "TransformerDecoderForAudioClassification",
+    "TransformerDecoderForCTC",
     "TransformerDecoderForCausalLM",
+    "TransformerDecoderForQuestionAnswering",
     "TransformerDecoderForSequenceClassification",
     "TransformerDecoderForTokenClassification",
     "TransformerDecoderModel",

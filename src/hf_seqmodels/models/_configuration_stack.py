@@ -1,0 +1,62 @@
+"""Options of the architectures with one stack of layers: what they read, and their heads."""
+
+from ._configuration import MOST_WIDTH, SequenceConfig
+from ._versions import strict
+
+DISTRIBUTIONS = ("normal", "student_t", "negative_binomial", "gaussian_mixture", "bernoulli", "point")
+
+
+@strict
+class StackConfig(SequenceConfig):
+    """Options of all architectures with one stack of layers (no encoder–decoder).
+
+    Args:
+        num_features (`int`, *optional*): the model reads `input_features` (B, T, F) of this width F instead of tokens.
+        classifier_dropout (`float`, defaults to 0.0): dropout probability before a head that labels.
+        lm_head_bias (`bool`, defaults to False): the output layer of a language model adds a bias.
+        crf (`bool`, defaults to False): token classification with a linear-chain CRF (Lafferty 2001).
+        ctc_loss_reduction (`str`, defaults to `"mean"`): CTC loss of a batch: `"mean"`, each row's loss divided by the
+            length of its labels, then averaged; or `"sum"`.
+        ctc_zero_infinity (`bool`, defaults to True): rows whose labels do not fit into their frames have no loss,
+            instead of an infinite one.
+        inputs_to_logits_ratio (`int`, defaults to 1): samples of the raw sound for each frame that the model reads;
+            the speech pipeline computes time stamps from it.
+        num_time_features (`int`, defaults to 0): how many of the `num_features` columns are known in advance (hour,
+            weekday, …); the others are the variates of the series that are predicted.
+        prediction_length (`int`, defaults to 1): steps that `generate()` draws.
+        distribution_output (`str`, defaults to `"student_t"`): what the next step of a series is drawn from:
+            `"normal"`, `"student_t"`, `"negative_binomial"` (counts), `"gaussian_mixture"` (waveforms, Chung 2015),
+            `"bernoulli"` (piano rolls), or `"point"`, a forecast without a distribution.
+        num_mixtures (`int`, defaults to 10): components of the Gaussian mixture.
+        scaling (`str`, *optional*): each series is divided by its `"mean"` absolute value, or standardised (`"std"`).
+        num_parallel_samples (`int`, defaults to 100): sample paths that `generate()` draws.
+    """
+
+    num_features: int | None = None
+    classifier_dropout: float | int = 0.0
+    lm_head_bias: bool = False
+    crf: bool = False
+    ctc_loss_reduction: str = "mean"
+    ctc_zero_infinity: bool = True
+    inputs_to_logits_ratio: int = 1
+    num_time_features: int = 0
+    prediction_length: int = 1
+    distribution_output: str = "student_t"
+    num_mixtures: int = 10
+    scaling: str | None = None
+    num_parallel_samples: int = 100
+
+    def check_ranges(self) -> None:
+        super().check_ranges()
+        self.require_probability("classifier_dropout")
+        rule = f"None (tokens) or between 1 and {MOST_WIDTH}"
+        self.require("num_features", rule, self.num_features is None or 1 <= self.num_features <= MOST_WIDTH)
+        self.require("ctc_loss_reduction", "'mean' or 'sum'", self.ctc_loss_reduction in ("mean", "sum"))
+        for name in ("inputs_to_logits_ratio", "prediction_length", "num_mixtures", "num_parallel_samples"):
+            self.require(name, "at least 1", getattr(self, name) >= 1)
+        variates = (self.num_features or 1) - self.num_time_features
+        rule = f"at least 0 and below num_features={self.num_features}, so that a variate is left to predict"
+        self.require("num_time_features", rule, self.num_time_features >= 0 and variates >= 1)
+        known = ", ".join(map(repr, DISTRIBUTIONS))
+        self.require("distribution_output", f"one of {known}", self.distribution_output in DISTRIBUTIONS)
+        self.require("scaling", "None, 'mean' or 'std'", self.scaling in (None, "mean", "std"))

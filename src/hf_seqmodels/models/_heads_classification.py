@@ -1,0 +1,281 @@
+"""Heads over any backbone that label: a sequence, a sound, every token, or a span that answers a question."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import (
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from transformers.utils.generic import can_return_tuple
+
+from ._base import SequencePreTrainedModel
+from ._crf import LinearChainCRF
+from ._heads import count_targets
+from ._inputs import valid_tokens
+
+Pooled = tuple[torch.Tensor, torch.Tensor | None]
+
+
+class SequenceClassificationHead(SequencePreTrainedModel):
+    """One label (or several, or a number) for a whole sequence, read from the state after its last token."""
+
+    auto_model = "AutoModelForSequenceClassification"
+    accepts_loss_kwargs = False  # a mean over sequences: Trainer divides it by the accumulation steps
+    backbone_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = self.backbone_class(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.output_size, config.num_labels)
+        self.loss_type = "ForSequenceClassification"
+        self.post_init()
+
+    def pool(self, hidden_states: torch.Tensor, valid: torch.Tensor | None) -> Pooled:
+        """(B, T, output_size) → (B, output_size), and the weights if the pooling has any."""
+        return last_token(hidden_states, valid, getattr(self.config, "bidirectional", False)), None
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        input_features: torch.FloatTensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Logits (B, num_labels).
+
+        Args:
+            attention_mask (B, T): tells the padding; without it every position counts as a token.
+            labels: (B,) class ids, (B, num_labels) floats for several labels, or (B,) floats for regression
+                (`config.problem_type` says which, and is inferred from the first batch if unset).
+
+        Raises:
+            ValueError: a class id outside 0 … num_labels − 1.
+        """
+        if labels is not None and self.takes_class_ids(labels):
+            check_labels(labels, self.num_labels)
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            input_features=input_features,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        pooled, weights = self.pool(hidden_states, valid_tokens(attention_mask, hidden_states.shape[1]))
+        logits = self.score(self.dropout(pooled))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return self.pack_output(
+            weights if kwargs.get("output_attentions", self.config.output_attentions) else None,
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def takes_class_ids(self, labels: torch.Tensor) -> bool:
+        """Whether the loss will read the labels as class ids, by the rule of transformers' loss."""
+        if self.config.problem_type is None:
+            return self.num_labels > 1 and labels.dtype in (torch.int32, torch.int64)
+        return self.config.problem_type == "single_label_classification"
+
+    def pack_output(self, weights: torch.Tensor | None, **fields: Any) -> SequenceClassifierOutputWithPast:
+        """The output; heads that pool with attention add their weights."""
+        return SequenceClassifierOutputWithPast(**fields)
+
+
+class AudioClassificationHead(SequenceClassificationHead):
+    """One label for a sound: the mean of the outputs over its frames, then a linear layer."""
+
+    auto_model = "AutoModelForAudioClassification"
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        require_features(self, config)
+
+    def pool(self, hidden_states: torch.Tensor, valid: torch.Tensor | None) -> Pooled:
+        if valid is None:
+            return hidden_states.mean(1), None
+        total = torch.where(valid[..., None], hidden_states, 0.0).sum(1)
+        return total / valid.sum(1, keepdim=True).clamp(min=1), None
+
+
+class TokenClassificationHead(SequencePreTrainedModel):
+    """A label for every token. Loss: mean of −log p over all labels that are not −100.
+
+    With `config.crf` the labels of a row are scored together (Huang 2015, Lample 2016; see [`LinearChainCRF`]):
+
+    - The chain is the row's tokens, padding left out. A token whose label is −100 (the later sub-words of a word)
+      stays in it with its label unknown, so that the chain in training is the one in use.
+    - Loss: the sum over rows of −log p(labels of the row), divided by the number of labels that are not −100, so that
+      its scale is the softmax's. With `num_items_in_batch` the divisor is the global batch's.
+    - Logits in training (`model.train()`) are the emissions, each token's own scores. In evaluation (`model.eval()`)
+      they are the max-marginals: how much worse than the best path the best one through each label is. Their argmax at
+      each token is the Viterbi path, so pipelines, metrics and whatever takes an argmax decode with Viterbi.
+    - What computes a loss of its own from the logits (label smoothing, distillation) trains the emissions only.
+    """
+
+    auto_model = "AutoModelForTokenClassification"
+    backbone_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = self.backbone_class(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.output_size, config.num_labels)
+        self.crf = LinearChainCRF(config.num_labels) if config.crf else None
+        self.loss_type = "ForTokenClassification"
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        input_features: torch.FloatTensor | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """Logits (B, T, num_labels); labels (B, T), −100 where there is no token to label.
+
+        Raises:
+            ValueError: a label outside 0 … num_labels − 1.
+        """
+        if labels is not None:
+            check_labels(labels, self.num_labels)
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            input_features=input_features,
+            **kwargs,
+        )
+        logits = self.score(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if self.crf is not None:
+            valid = valid_tokens(attention_mask, logits.shape[1])
+            if valid is None:
+                valid = logits.new_ones(logits.shape[:2], dtype=torch.bool)
+            if labels is not None:
+                likelihood = self.crf.log_likelihood(logits, labels, valid)
+                targets = labels.masked_fill(~valid, -100)
+                loss = -likelihood.sum() / count_targets(targets, kwargs.get("num_items_in_batch"))
+            if not self.training:
+                logits = self.crf.max_marginals(logits, valid)
+        elif labels is not None:
+            kwargs["num_items_in_batch"] = count_targets(labels, kwargs.get("num_items_in_batch"))
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class QuestionAnsweringHead(SequencePreTrainedModel):
+    """The span of the text that answers a question: a score for each token to be its first, and to be its last."""
+
+    auto_model = "AutoModelForQuestionAnswering"
+    accepts_loss_kwargs = False  # a mean over rows: Trainer divides it by the accumulation steps
+    backbone_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.model = self.backbone_class(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.qa_outputs = nn.Linear(config.output_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> QuestionAnsweringModelOutput:
+        """Scores `start_logits` and `end_logits` (B, T), the lowest number under padding, where no answer is.
+
+        Args:
+            input_ids (B, T): question and text, one after the other as the tokenizer joins them.
+            start_positions, end_positions (B,): the answer's first and last token. A position outside the T tokens,
+                of an answer that was cut off, has no loss.
+        """
+        outputs = self.model(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+        logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))
+        valid = valid_tokens(attention_mask, logits.shape[1])
+        if valid is not None:
+            logits = torch.where(valid[..., None], logits, torch.finfo(logits.dtype).min)
+        start_logits, end_logits = logits.unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (span_loss(start_logits, start_positions) + span_loss(end_logits, end_positions)) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def span_loss(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Mean −log p of `positions` (B,) under scores (B, T), over the rows whose position is among the T tokens."""
+    positions = positions.view(-1)
+    inside = (positions >= 0) & (positions < logits.shape[1])
+    losses = nn.functional.cross_entropy(logits.float(), torch.where(inside, positions, -100), reduction="none")
+    return losses.sum() / inside.sum().clamp(min=1)
+
+
+def check_labels(labels: torch.Tensor, num_labels: int) -> None:
+    """Name the class id that is out of range; on the CPU only, elsewhere the look would wait for the device."""
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != -100)]
+    if wrong.numel():
+        raise ValueError(
+            f"label {wrong[0].item()} is outside the {num_labels} classes: use 0 to {num_labels - 1}, "
+            "−100 where there is no label, or another num_labels"
+        )
+
+
+def require_features(head: nn.Module, config: Any) -> None:
+    """Raise ValueError unless the model reads features, as sounds and series are."""
+    if config.num_features is None:
+        raise ValueError(
+            f"{type(head).__name__} reads features: set num_features to the width of a frame (80 for log-mel)"
+        )
+
+
+def last_token(hidden_states: torch.Tensor, valid: torch.Tensor | None, bidirectional: bool) -> torch.Tensor:
+    """(B, output_size): the output at each row's last token; of a backward half, the one at its first token."""
+    batch, length, width = hidden_states.shape
+    rows = torch.arange(batch, device=hidden_states.device)
+    if valid is None:
+        valid = torch.ones(batch, length, dtype=torch.bool, device=hidden_states.device)
+    last = (valid * torch.arange(length, device=hidden_states.device)).argmax(-1)
+    first = valid.int().argmax(-1)
+    if not bidirectional:
+        return hidden_states[rows, last]
+    return torch.cat([hidden_states[rows, last, : width // 2], hidden_states[rows, first, width // 2 :]], dim=-1)

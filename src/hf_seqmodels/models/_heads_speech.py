@@ -1,0 +1,93 @@
+"""CTC: frames of sound to text without an alignment (Graves 2006)."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils.generic import can_return_tuple
+
+from ._base import SequencePreTrainedModel
+from ._heads_classification import require_features
+from ._inputs import valid_tokens
+
+
+class CTCHead(SequencePreTrainedModel):
+    """Connectionist temporal classification (Graves 2006, section 3): each frame emits a symbol or the blank.
+
+    p(l|x) = Σ_π Π_t y_{π_t}^t over all paths π that collapse to the labels l. The blank is `pad_token_id`, as in
+    transformers' tokenizers and pipelines for CTC.
+    """
+
+    auto_model = "AutoModelForCTC"
+    accepts_loss_kwargs = False  # a mean over rows: Trainer divides it by the accumulation steps
+    backbone_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        require_features(self, config)
+        if config.pad_token_id is None:
+            raise ValueError(
+                f"{type(self).__name__}: pad_token_id=None leaves no blank: set it to the tokenizer's pad_token_id"
+            )
+        self.model = self.backbone_class(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.lm_head = nn.Linear(config.output_size, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutput:
+        """Logits (B, T, V) of the symbols at each frame.
+
+        Args:
+            input_features (B, T, F); attention_mask (B, T): 1 for frames, 0 for padding, in any pattern.
+            labels (B, L): token ids of the text, −100 after its end.
+
+        Raises:
+            ValueError: a label is not a token id, or is the blank.
+        """
+        outputs = self.model(input_features=input_features, attention_mask=attention_mask, **kwargs)
+        logits = self.lm_head(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else self.ctc_loss(logits, valid_tokens(attention_mask, logits.shape[1]), labels)
+        return CausalLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def ctc_loss(self, logits: torch.Tensor, valid: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+        """−log p(l|x) of each row over its valid frames, reduced as `ctc_loss_reduction` says."""
+        config, is_label = self.config, labels != -100
+        self._check_labels(labels[is_label])
+        log_probs = F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        lengths = torch.full((len(logits),), logits.shape[1], device=logits.device)
+        if valid is not None:  # torch takes the first frames of each row: move the valid ones there
+            order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+            log_probs = log_probs.gather(1, order[..., None].expand_as(log_probs))
+            lengths = valid.sum(1)
+        return F.ctc_loss(
+            log_probs.transpose(0, 1),
+            labels[is_label],
+            lengths,
+            is_label.sum(1),
+            blank=config.pad_token_id,
+            reduction=config.ctc_loss_reduction,
+            zero_infinity=config.ctc_zero_infinity,
+        )
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        """Name the label that is no symbol; on the CPU only, elsewhere the look would wait for the device."""
+        if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        vocab_size, blank = self.config.vocab_size, self.config.pad_token_id
+        wrong = labels[(labels < 0) | (labels >= vocab_size) | (labels == blank)]
+        if len(wrong):
+            raise ValueError(
+                f"label {int(wrong[0])} is not a symbol of CTC: labels are token ids from 0 to {vocab_size - 1} "
+                f"without the blank, {blank}; mark positions after the text with -100"
+            )
