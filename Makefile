@@ -8,12 +8,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo results test test-slow check common-tests gpu-check clean
+.PHONY: help demo results test test-slow test-table check common-tests gpu-check clean
 help:
 	@echo "make demo          train five architectures on the same text and compare them (about 5 minutes on 2 cores)"
 	@echo "make results       the demo and all other recipes, then their numbers into results/, the README and the recipes"
 	@echo "make test          the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow     the full table of options"
+	@echo "make test-table    all tests, and the README's table architecture × head from them"
 	@echo "make check         ruff, mypy, and the wheel in a clean environment"
 	@echo "make common-tests  transformers' own tests on our architectures (downloads its source once)"
 	@echo "make gpu-check     what only a GPU can show (up to 8 minutes)"
@@ -38,6 +39,10 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(WORKERS)
+
+test-table: $(VENV)/.installed
+	$(OFFLINE) OMP_NUM_THREADS=1 HF_SEQMODELS_TEST_TABLE=1 $(BIN)/python -m pytest -n $(WORKERS) --deselect tests/rules/test_table.py
+	PYTHONPATH=tests $(BIN)/python tests/coverage_table.py
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,12 +1,14 @@
-"""The device that the tests of the models run on, and the largest errors printed after them."""
+"""The device that the tests of the models run on, the largest errors, and the table of what was tested."""
 
 import os
 
 import pytest
 import torch
 
+from coverage_table import Counts, mark_items
 from model_table import largest_errors
 
+counts = Counts()
 DEVICE = os.environ.get("HF_SEQMODELS_TEST_DEVICE", "cpu")
 
 
@@ -21,6 +23,20 @@ def _on_device():
     torch.set_default_device(DEVICE)
     yield
     torch.set_default_device(None)
+
+
+def pytest_collection_modifyitems(items):
+    mark_items(items)
+
+
+def pytest_runtest_logreport(report):
+    counts.add(report)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """`make test-table` asks for the table; in a worker of xdist there is nothing to write."""
+    if os.environ.get("HF_SEQMODELS_TEST_TABLE") and not hasattr(session.config, "workerinput"):
+        counts.write()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -18,7 +18,7 @@ LABELS = {"num_labels": 3}
 EMBEDDING = {"embedding_size": 10}
 HEADS_AND_LAYERS = {"num_attention_heads": 2, "intermediate_size": 20, "max_position_embeddings": 256}
 FEATURES = 6  # width of input_features
-FRAME = (2, 5, 6)  # channels, height and width of pixel_values
+FRAME = (1, 6, 6)  # channels, height and width of pixel_values
 # What a family's toy models have beside SIZES.
 RECURRENT = ("seq_rnn", "seq_lstm", "seq_gru", "seq_attention_rnn")
 ENCODER_DECODER = ("seq_attention_rnn_seq2seq", "seq_transformer")
@@ -51,6 +51,11 @@ class Case(NamedTuple):
     def cell_only(self) -> bool:
         """A plain recurrent network: its state is one vector (or two) a row, however long the text."""
         return self.architecture in ("seq_rnn", "seq_lstm", "seq_gru")
+
+    @property
+    def stateful(self) -> bool:
+        """What is carried from step to step cannot be taken back: a state, or the memory of an attention pattern."""
+        return self.recurrent or "attention_pattern" in self.options
 
     @property
     def reads_tokens(self) -> bool:

@@ -15,6 +15,32 @@ import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+# Task → the Auto class of transformers that builds its models. Batches and scores: `tasks.TASKS`.
+TASKS = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "time-series-prediction": "AutoModelForTimeSeriesPrediction",
+}
+# Data set → the task it teaches. All but the first are made in code: `data.SYNTHETIC`.
+DATASETS = {
+    "pydoc_topics": "causal-lm",
+    "selective_copy": "causal-lm",
+    "next_token": "causal-lm",
+    "cloze": "masked-lm",
+    "reverse": "seq2seq-lm",
+    "prefixed": "seq2seq-lm",
+    "parity": "sequence-classification",
+    "recall": "sequence-classification",
+    "lookahead_tags": "token-classification",
+    "bracketed_tags": "token-classification",
+    "nested_brackets": "token-classification",
+    "spike_timing": "token-classification",
+    "moving_squares": "time-series-prediction",
+}
+
 
 class ConfigError(ValueError):
     """Something the user wrote cannot be run: one line that names the value, the rule and the way out."""
@@ -27,9 +53,12 @@ class RunArguments:
     config: str | None = field(
         default=None, metadata={"help": "A recipe by name (lm/lstm, see `hf-seqmodels list`) or a YAML file."}
     )
-    task: Literal["causal-lm"] = field(default="causal-lm", metadata={"help": "What the model learns to do."})
+    task: str = field(
+        default="causal-lm",
+        metadata={"help": "What the model learns, as masked-lm or seq2seq-lm.", "choices": [*TASKS]},
+    )
     model_type: str | None = field(
-        default=None, metadata={"help": "The architecture: ours (seq_lstm) or any causal one of transformers (gpt2)."}
+        default=None, metadata={"help": "The architecture: ours (seq_lstm) or one of transformers (gpt2)."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run's results in output_dir first."})
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
@@ -39,8 +68,12 @@ class RunArguments:
 class DataArguments:
     """What the model learns from. Text files are read as UTF-8."""
 
-    dataset: Literal["pydoc_topics"] = field(
-        default="pydoc_topics", metadata={"help": "English text that every Python carries; train_file replaces it."}
+    dataset: str = field(
+        default="pydoc_topics",
+        metadata={
+            "help": "English text that every Python carries, or a task made in code, as reverse.",
+            "choices": [*DATASETS],
+        },
     )
     train_file: str | None = field(default=None, metadata={"help": "A text file to learn from."})
     validation_file: str | None = field(default=None, metadata={"help": "A text file that chooses the checkpoint."})
@@ -50,6 +83,9 @@ class DataArguments:
         metadata={"help": "'characters' (of the training text), or a tokenizer's folder or Hub name."},
     )
     block_size: int = field(default=128, metadata={"help": "Tokens predicted per window."})
+    length: int | None = field(default=None, metadata={"help": "Length of a made example, if not the task's own."})
+    num_examples: int | None = field(default=None, metadata={"help": "Made examples to train on; 10000 if left out."})
+    examples_seed: int | None = field(default=None, metadata={"help": "Seed of the made examples; 0 if left out."})
 
 
 @dataclass
@@ -121,6 +157,9 @@ _PROBABILITY = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "block_size": (lambda value: value >= 2, "at least 2"),
+    "length": _AT_LEAST_1,
+    "num_examples": (lambda value: value >= 10, "at least 10"),
+    "examples_seed": _SEED,
     "learning_rate": _ABOVE_0,
     "weight_decay": _AT_LEAST_0,
     "warmup_steps": _AT_LEAST_0,

@@ -1,4 +1,4 @@
-"""`hf-seqmodels train | demo | list`. Commands import what they need when they run, so that help is quick."""
+"""`hf-seqmodels train | demo | import | list`. Commands import what they need when they run, so that help is quick."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train one model from a YAML recipe and the command line",
     "demo": "train the five architectures on the same text and compare them",
+    "import": "weights of torch.nn, Keras or transformers into a model of this package",
     "list": "show architectures and recipes",
 }
 
@@ -32,13 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .demo import main as demo
 
         return demo(rest)
+    if command == "import":
+        from .convert.cli import main as import_weights
+
+        return import_weights(rest)
     return list_all()
 
 
 def list_all() -> int:
     """Print every architecture with its variants, and every recipe with the first line of its header."""
-    from .config import list_configs
     from .models import ARCHITECTURES
+    from .recipes import list_configs
 
     width = max(map(len, [*ARCHITECTURES, *list_configs()])) + 2
     print("architectures (--model_type):")

@@ -7,29 +7,29 @@ once, in one place, and the command line wins.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from enum import Enum
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import yaml
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .arguments import ConfigError, DataArguments, RunArguments, SeqTrainingArguments, check_ranges
+from .arguments import DATASETS, TASKS, ConfigError, DataArguments, RunArguments, SeqTrainingArguments, check_ranges
 from .options import OptionParser, help_text, model_arguments
+from .recipes import SECTIONS, did_you_mean, find_config, one_line, read_recipe
 
-SECTIONS = ("model", "data", "training")
 _TOP_LEVEL = ("task", "model_type")
 # What a finished or interrupted run leaves in its output directory.
 RESULTS = ("result.json", "log.jsonl", "config.yaml", "model.safetensors")
+# Options of data sets made in code.
+_MADE = ("length", "num_examples", "examples_seed")
 # Never written down.
 _SECRET = ("hub_token",)
 # Options of transformers that would break what a run promises: the value that stands, and why.
@@ -60,13 +60,13 @@ class RunConfig:
     training: SeqTrainingArguments
     values: dict[str, Any]
 
-    def model_config(self, **from_tokenizer: int | None) -> PreTrainedConfig:
-        """The model's configuration; `vocab_size` and the special token ids come from the tokenizer.
+    def model_config(self, **from_data: Any) -> PreTrainedConfig:
+        """The model's configuration; what the tokenizer and the data decide (`vocab_size`, …) is given here.
 
         Raises:
             ConfigError: the configuration class refuses a value.
         """
-        return _model_config(str(self.run.model_type), {**self.model, **from_tokenizer})
+        return _model_config(str(self.run.model_type), {**self.model, **from_data})
 
     def to_yaml(self) -> str:
         """The whole run as a recipe: `--config` with this file repeats it."""
@@ -86,10 +86,10 @@ def parse(argv: Sequence[str], prog: str = "train.py") -> RunConfig:
     """
     first = OptionParser.first_look(argv)
     path = find_config(first.config) if first.config else None
-    recipe = _read_recipe(path) if path else {}
+    recipe = read_recipe(path) if path else {}
     model_type = first.model_type or recipe.get("model_type")
     if model_type is not None:
-        _check_model_type(str(model_type))
+        _check_model_type(str(model_type), str(first.task or recipe.get("task") or RunArguments.task))
     if first.help or first.help_all:
         print(help_text(prog, model_type, everything=first.help_all))
         raise SystemExit(0)
@@ -123,7 +123,8 @@ def _checked(sections: dict[str, dict[str, Any]], config_name: str | None) -> Ru
     training = sections["training"]
     training["output_dir"] = training["output_dir"] or _default_output_dir(config_name, str(run.model_type))
     _check_files(data)
-    _check_model(str(run.model_type), model, data.block_size)
+    _check_dataset(run.task, data)
+    _check_model(run, model, data)
     _check_fixed(training)
     values: dict[str, Any] = {name: sections["run"][name] for name in _TOP_LEVEL}
     values |= {name: _plain(sections[name]) for name in SECTIONS}
@@ -141,57 +142,6 @@ def _checked(sections: dict[str, dict[str, Any]], config_name: str | None) -> Ru
 
 
 # ---- recipes ----------------------------------------------------------------------------------------------------
-
-
-def config_folders() -> list[Path]:
-    """Where recipes are looked up by name: the working directory, the checkout, the installed package."""
-    package = Path(str(resources.files("hf_seqmodels")))
-    folders = [Path("configs"), package.parents[1] / "configs", package / "configs"]
-    return [folder for folder in folders if folder.is_dir()]
-
-
-def list_configs() -> dict[str, Path]:
-    """All recipes by name (`lm/lstm`); a name that stands in several folders means the first."""
-    found: dict[str, Path] = {}
-    for folder in config_folders():
-        for path in sorted(folder.rglob("*.yaml")):
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
-    return dict(sorted(found.items()))
-
-
-def find_config(name: str) -> Path:
-    """The YAML file that `name` means: a path, or a recipe's name."""
-    if Path(name).is_file():
-        return Path(name)
-    configs = list_configs()
-    if name.removesuffix(".yaml") in configs:
-        return configs[name.removesuffix(".yaml")]
-    if name.endswith((".yaml", ".yml")):
-        raise ConfigError(f"config file '{name}' does not exist; `hf-seqmodels list` shows the recipes")
-    raise ConfigError(f"there is no recipe '{name}'{_did_you_mean(name, configs)}; `hf-seqmodels list` shows all")
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key stands once: plain PyYAML lets the last one win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"'{key}' stands twice in one section; keep one of them")
-        return super().construct_mapping(node, deep)
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        recipe = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except OSError as error:
-        raise ConfigError(f"config file '{path}' cannot be read: {one_line(error)}; check its rights") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {one_line(error)}") from None
-    if not isinstance(recipe, dict):
-        raise ConfigError(f"{path} must hold `key: value` lines with the sections {', '.join(SECTIONS)}")
-    return recipe
 
 
 def _tokens(recipe: Mapping[str, Any], groups: Mapping[str, type], drop_model: bool) -> list[str]:
@@ -241,25 +191,33 @@ def _misplaced(name: Any, place: str, options: Mapping[str, Mapping[str, Any]], 
     for section in SECTIONS:
         if name in options.get(section, {}):
             return f"'{name}' does not belong in {place}; move it to section '{section}'"
-    return f"unknown key '{name}' in {place}{_did_you_mean(str(name), known) or '; --help shows the options'}"
-
-
-def _did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f": did you mean '{near[0]}'?" if near else ""
+    return f"unknown key '{name}' in {place}{did_you_mean(str(name), known) or '; --help shows the options'}"
 
 
 # ---- checks that need no data -----------------------------------------------------------------------------------
 
 
-def _check_model_type(model_type: str) -> None:
+def auto_class(task: str) -> Any:
+    """The Auto class of transformers that builds the models of a task.
+
+    Raises:
+        ConfigError: no such task.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"task='{task}' is not a choice{did_you_mean(task, TASKS)}; use one of {', '.join(TASKS)}")
+    return getattr(transformers, TASKS[task])
+
+
+def _check_model_type(model_type: str, task: str) -> None:
+    mapping = auto_class(task)._model_mapping
     if model_type not in CONFIG_MAPPING:
-        known = [name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING]
+        known = [name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in mapping]
         ours = [name for name in known if name == f"seq_{model_type.lower()}"]  # "lstm" is nearer to "xlstm"
-        hint = _did_you_mean(model_type, ours or known) or "; ours start with seq_, see `hf-seqmodels list`"
+        hint = did_you_mean(model_type, ours or known) or "; ours start with seq_, see `hf-seqmodels list`"
         raise ConfigError(f"there is no architecture '{model_type}'{hint}")
-    if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ConfigError(f"architecture '{model_type}' has no causal language model; choose another --model_type")
+    if CONFIG_MAPPING[model_type] not in mapping:
+        missing = "causal language model" if task == "causal-lm" else f"model for {task}"
+        raise ConfigError(f"architecture '{model_type}' has no {missing}; choose another --model_type")
 
 
 def _model_config(model_type: str, options: Mapping[str, Any]) -> PreTrainedConfig:
@@ -269,8 +227,21 @@ def _model_config(model_type: str, options: Mapping[str, Any]) -> PreTrainedConf
         raise ConfigError(one_line(error)) from None
 
 
-def _check_model(model_type: str, options: Mapping[str, Any], block_size: int) -> None:
+def _check_dataset(task: str, data: DataArguments) -> None:
+    """The data set teaches the task, and the options given are ones that it has."""
+    if task != DATASETS[data.dataset]:
+        taught, fitting = DATASETS[data.dataset], ", ".join(name for name in DATASETS if DATASETS[name] == task)
+        raise ConfigError(f"dataset={data.dataset} teaches {taught} and not task={task}; use --dataset {fitting}")
+    made = data.dataset != "pydoc_topics"
+    for name in ("train_file",) if made else _MADE:
+        if getattr(data, name) is not None:
+            reason = "made in code and reads no file" if made else "text as it is"
+            raise ConfigError(f"{name} does not apply: dataset={data.dataset} is {reason}; leave {name} out")
+
+
+def _check_model(run: RunArguments, options: Mapping[str, Any], data: DataArguments) -> None:
     """Build the model without memory for its weights: what it refuses is refused now and not after the data."""
+    model_type, block_size = str(run.model_type), data.block_size
     for name, value in options.items():
         is_size = name.endswith(("_size", "_dim")) or name.startswith(("num_", "n_"))
         chosen = value != getattr(CONFIG_MAPPING[model_type], name, None)
@@ -280,14 +251,16 @@ def _check_model(model_type: str, options: Mapping[str, Any], block_size: int) -
     config = _model_config(model_type, {**options, **tokenizer})
     longest = getattr(config, "max_position_embeddings", None)
     option = (config.attribute_map or {}).get("max_position_embeddings", "max_position_embeddings")
-    if longest is not None and block_size + 1 > longest and getattr(config, "positions", "learned") == "learned":
+    text = data.dataset == "pydoc_topics"  # the length of made examples is known when they are made
+    learned = getattr(config, "positions", "learned") == "learned"
+    if text and learned and longest is not None and block_size + 1 > longest:
         raise ConfigError(
             f"block_size={block_size} makes windows of {block_size + 1} tokens; the model has {longest} positions; "
             f"lower block_size or raise {option}"
         )
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
+            auto_class(run.task).from_config(config)
     except Exception as error:  # whatever the model class raises is about these options
         raise ConfigError(f"{model_type}: {one_line(error)}") from None
 
@@ -340,7 +313,7 @@ def _check_output_dir(folder: Path, run: RunArguments, values: Mapping[str, Any]
             "choose another --output_dir, or --overwrite, or --resume"
         )
     if run.resume and (folder / "config.yaml").is_file():
-        before = _read_recipe(folder / "config.yaml")
+        before = read_recipe(folder / "config.yaml")
         for name in ("model_type", "model"):
             if before.get(name) != values[name]:
                 raise ConfigError(
@@ -365,10 +338,3 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if value not in (None, [], "") and name not in _SECRET
     }
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error without line breaks."""
-    if isinstance(error, KeyError):  # whose text is the key alone
-        return f"{error} is not a known value"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -24,7 +24,8 @@ from .evaluation.plots import plot_loss_curves
 from .evaluation.tables import COLUMNS, format_table
 from .hub.card import build_card
 from .hub.verify import VerificationError, verify_as_stranger
-from .run import LanguageData, load_data, run
+from .run import run
+from .tasks import RunData, load_data
 
 MODELS = ("rnn", "lstm", "gru", "attention_rnn", "transformer_decoder")
 MUST_BEAT_TRIGRAM = ("lstm", "gru", "attention_rnn", "transformer_decoder")
@@ -103,7 +104,7 @@ def check_same_batches(records: dict[str, dict[str, Any]]) -> None:
         raise DemoError(f"the models did not see the same batches in the same order: {digests}")
 
 
-def measure(folder: Path, record: dict[str, Any], data: LanguageData) -> None:
+def measure(folder: Path, record: dict[str, Any], data: RunData) -> None:
     """Add generation speed, state size and out-of-vocabulary share of the saved model to its record."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     prompt = data.tokenizer(PROMPT, return_tensors="pt").input_ids
@@ -123,7 +124,7 @@ def write_card(folder: Path, name: str, record: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def verify_all(output: Path, data: LanguageData) -> dict[str, dict[str, Any]]:
+def verify_all(output: Path, data: RunData) -> dict[str, dict[str, Any]]:
     """Each folder in a fresh process without this package: the same logits, and a line of text."""
     ids = torch.tensor(data.windows["test"][0]["input_ids"])[None]
 
@@ -135,7 +136,7 @@ def verify_all(output: Path, data: LanguageData) -> dict[str, dict[str, Any]]:
         return dict(zip(MODELS, pool.map(verify, MODELS), strict=True))
 
 
-def baselines(data: LanguageData) -> dict[str, dict[str, float]]:
+def baselines(data: RunData) -> dict[str, dict[str, float]]:
     """Bits per character of an interpolated character trigram and 5-gram fitted on the same text."""
     streams = {split: token_stream(texts, data.tokenizer) for split, texts in data.texts.items()}
     scores = {}

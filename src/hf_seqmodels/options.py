@@ -29,7 +29,13 @@ _COMMON = {
     "use_cpu": "Leave the GPU alone.",
 }
 # Ours that can wait for --help-all.
-_RARE = ("logging_nan_inf_filter", "ddp_find_unused_parameters", "logging_first_step", "early_stopping_threshold")
+_RARE = (
+    "logging_nan_inf_filter",
+    "ddp_find_unused_parameters",
+    "logging_first_step",
+    "early_stopping_threshold",
+    "examples_seed",
+)
 
 
 def model_arguments(model_type: str) -> type:
@@ -79,9 +85,10 @@ class OptionParser(HfArgumentParser):
 
     @staticmethod
     def first_look(argv: Sequence[str]) -> argparse.Namespace:
-        """The options that decide what the other options are: config, model_type, help, help_all."""
+        """The options that decide what the other options are: config, task, model_type, help, help_all."""
         parser = _FirstLook(add_help=False, allow_abbrev=False)
         parser.add_argument("--config")
+        parser.add_argument("--task")
         parser.add_argument("--model_type", "--model-type")
         parser.add_argument("-h", "--help", action="store_true")
         parser.add_argument("--help-all", "--help_all", action="store_true")
@@ -128,7 +135,7 @@ class _ShortNames(argparse.HelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         name = next((option for option in action.option_strings if option.startswith("--")), "")
-        if action.choices is not None and len(list(action.choices)) > 1:
+        if action.choices is not None and 1 < len(list(action.choices)) < 6:  # more stand in the help text
             return f"{name} {{{','.join(map(str, action.choices))}}}"
         kind = getattr(action.type, "__name__", "")
         return f"{name} {kind.upper()}" if kind in ("int", "float", "str") else name
@@ -173,9 +180,9 @@ def help_text(prog: str, model_type: str | None, everything: bool) -> str:
 
 def _hide_rare(parser: argparse.ArgumentParser) -> None:
     own = (set(inspect.get_annotations(SeqTrainingArguments)) | set(_COMMON)) - set(_RARE)
-    stock = {field.name for field in dataclasses.fields(SeqTrainingArguments)} - own
+    rare = {field.name for field in dataclasses.fields(SeqTrainingArguments)} - own | set(_RARE)
     for action in parser._actions:
-        if action.dest in stock or any(option.startswith("--no_") for option in action.option_strings):
+        if action.dest in rare or any(option.startswith("--no_") for option in action.option_strings):
             action.help = argparse.SUPPRESS
         elif action.dest in _COMMON:
             action.help = _COMMON[action.dest]

@@ -9,56 +9,31 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     EarlyStoppingCallback,
+    PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     set_seed,
 )
 from transformers.utils.logging import disable_progress_bar
 
 from .arguments import ConfigError
-from .config import RESULTS, RunConfig, one_line, parse
-from .data import (
-    CausalLMCollator,
-    build_character_tokenizer,
-    content_hash,
-    load_pydoc_topics,
-    load_text_files,
-    token_stream,
-    window_dataset,
-)
+from .config import RESULTS, RunConfig, auto_class, one_line, parse
+from .tasks import TASKS, RunData, argmax, load_data
 from .training import SeqTrainer, TrainingDiverged
 
-
-@dataclass(frozen=True)
-class LanguageData:
-    """What a language model learns from; load it once and give it to several runs.
-
-    Attributes:
-        texts: splits train, validation and test, with the columns topic and text.
-        tokenizer: reads the text.
-        windows: the same splits as rows of input_ids and labels.
-        hash: sha256 of the contents of `texts`.
-    """
-
-    texts: DatasetDict
-    tokenizer: PreTrainedTokenizerBase
-    windows: dict[str, Dataset]
-    hash: str
+# What of an evaluation is a score; the rest is about speed.
+_NOT_SCORES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+_SHOWN = ("accuracy", "exact_match", "f1", "mse")
 
 
-def run(config: RunConfig, data: LanguageData | None = None, quiet: bool = False) -> dict[str, Any]:
+def run(config: RunConfig, data: RunData | None = None, quiet: bool = False) -> dict[str, Any]:
     """Train, evaluate and save one model.
 
     Args:
@@ -74,73 +49,55 @@ def run(config: RunConfig, data: LanguageData | None = None, quiet: bool = False
         TrainingDiverged: the loss is not finite.
     """
     data = data or load_data(config)
-    model = build_model(config, data.tokenizer)
+    model = build_model(config, data)
     trainer = build_trainer(config, model, data, quiet)
     start = time.perf_counter()
     prepare_output_dir(config, trainer)
     trainer.train(resume_from_checkpoint=config.training.resume_from_checkpoint or config.run.resume or None)
-    metrics = score(trainer, data)
+    metrics = score(config, trainer, data)
     record = make_record(config, trainer, data, metrics, seconds=time.perf_counter() - start)
     save(trainer, record)
     return record
 
 
-def load_data(config: RunConfig) -> LanguageData:
-    """Texts, tokenizer (from the training texts only) and windows of `block_size` predictions.
+def build_model(config: RunConfig, data: RunData) -> PreTrainedModel:
+    """A new model with the tokenizer's vocabulary and the data's classes; its weights depend on `seed` alone.
 
     Raises:
-        ConfigError: a file cannot be read, a split is empty, or the tokenizer does not exist.
-    """
-    wanted = config.data
-    try:
-        if wanted.train_file is None:
-            texts = load_pydoc_topics()
-        else:
-            texts = load_text_files(wanted.train_file, str(wanted.validation_file), str(wanted.test_file))
-        tokenizer = load_tokenizer(wanted.tokenizer, texts["train"]["text"])
-        windows = {
-            split: window_dataset(token_stream(dataset, tokenizer), wanted.block_size)
-            for split, dataset in texts.items()
-        }
-    except (ValueError, OSError) as error:
-        raise ConfigError(one_line(error)) from None
-    return LanguageData(texts, tokenizer, windows, content_hash(texts))
-
-
-def load_tokenizer(name: str, texts: Sequence[str]) -> PreTrainedTokenizerBase:
-    """The character tokenizer of `texts`, or the tokenizer in a folder or on the Hub; it can pad."""
-    if name == "characters":
-        return build_character_tokenizer(texts)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # each kind of tokenizer has errors of its own
-        rule = "it must be 'characters', the folder of a saved tokenizer or a name on the Hub"
-        raise ConfigError(f"tokenizer '{name}' cannot be loaded: {rule} ({one_line(error)})") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A new model with the tokenizer's vocabulary; its weights depend on `seed` alone.
-
-    Raises:
-        ConfigError: the model sees the token that it should predict.
+        ConfigError: the model has fewer positions than the longest row, or sees the token that it should predict.
     """
     set_seed(config.training.seed)
-    model_config = config.model_config(
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = AutoModelForCausalLM.from_config(model_config)
-    if getattr(model, "loss_type", None) is None:
+    model_config = config.model_config(**decided_by_data(data))
+    check_positions(model_config, data)
+    model = auto_class(config.run.task).from_config(model_config)
+    causal = config.run.task == "causal-lm"
+    if causal and getattr(model, "loss_type", None) is None:
         model.loss_type = "ForCausalLM"  # what transformers falls back to for class names like GPT-2's, with a warning
-    if not is_causal(model):
+    if causal and not is_causal(model):
         hint = " --is_decoder true" if getattr(model.config, "is_decoder", None) is False else " another --model_type"
         raise ConfigError(f"model_type={config.run.model_type} sees the token that it should predict; use{hint}")
     return model
+
+
+def decided_by_data(data: RunData) -> dict[str, Any]:
+    """Options of the model's configuration that nobody has to write down."""
+    tokenizer = data.tokenizer
+    if tokenizer is None:
+        return data.options
+    tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return {"vocab_size": len(tokenizer), **tokens, **data.options}
+
+
+def check_positions(model_config: PreTrainedConfig, data: RunData) -> None:
+    """Raise ConfigError if a row is longer than a model with learned positions can read."""
+    longest = getattr(model_config, "max_position_embeddings", None)
+    columns = [name for name in ("input_ids", "labels") if name in data.windows["train"].column_names]
+    if longest is None or data.texts is not None or getattr(model_config, "positions", "learned") != "learned":
+        return
+    rows = (row[name] for split in data.windows.values() for row in split for name in columns)
+    needed = max((len(row) for row in rows if isinstance(row, list)), default=0)
+    if needed > longest:
+        raise ConfigError(f"rows have up to {needed} tokens and the model {longest} positions; lower length")
 
 
 @torch.no_grad()
@@ -154,19 +111,26 @@ def is_causal(model: PreTrainedModel) -> bool:
     return bool(difference[:-1].max() <= 5e-5 * difference[-1].max())  # the rest is rounding
 
 
-def build_trainer(config: RunConfig, model: PreTrainedModel, data: LanguageData, quiet: bool) -> SeqTrainer:
-    """The trainer over the data's windows; it logs to `log.jsonl`.
+def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quiet: bool) -> SeqTrainer:
+    """The trainer over the data's windows, with the batches and scores of the task; it logs to `log.jsonl`.
 
     Raises:
         ConfigError: an option needs what is not there (a logger's package, several processes, the Hub, …).
     """
+    task = TASKS[config.run.task]
+    if task.labels != "labels":
+        config.training.label_names = [task.labels]
+        config.training.remove_unused_columns = False  # the collator makes the model's inputs from other columns
     try:
         return SeqTrainer(
             model=model,
             args=config.training,
             train_dataset=data.windows["train"],
             eval_dataset=data.windows["validation"],
-            data_collator=CausalLMCollator(data.tokenizer.pad_token_id, len(data.tokenizer)),
+            data_collator=task.collator(data.tokenizer, model),
+            # Text has a loss for every token and no right answer: bits per token say all.
+            compute_metrics=None if data.texts is not None else task.scores,
+            preprocess_logits_for_metrics=argmax,
             processing_class=data.tokenizer,
             log_file=Path(str(config.training.output_dir), "log.jsonl"),
             quiet=quiet,
@@ -189,18 +153,25 @@ def prepare_output_dir(config: RunConfig, trainer: SeqTrainer) -> None:
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
 
 
-def score(trainer: SeqTrainer, data: LanguageData) -> dict[str, dict[str, float]]:
-    """Loss (nats per token), bits per token and token count on validation and test, of the model as it is now."""
+def score(config: RunConfig, trainer: SeqTrainer, data: RunData) -> dict[str, dict[str, float]]:
+    """Loss and the task's scores on validation and test, of the model as it is now.
+
+    Language models: loss (nats per token), bits per token and token count.
+    """
     trainer.remove_callback(EarlyStoppingCallback)  # training is over, these evaluations decide nothing
+    generated = TASKS[config.run.task].generated
     metrics = {}
     for split in ("validation", "test"):
         found = trainer.evaluate(data.windows[split], metric_key_prefix=split)
-        metrics[split] = {name: found[f"{split}_{name}"] for name in ("loss", "bits_per_token", "tokens")}
+        named = {name.removeprefix(f"{split}_"): value for name, value in found.items() if name.startswith(split)}
+        metrics[split] = {name: value for name, value in named.items() if name not in _NOT_SCORES}
+        if generated is not None:
+            metrics[split] |= generated(trainer, data.windows[split])
     return metrics
 
 
 def make_record(
-    config: RunConfig, trainer: SeqTrainer, data: LanguageData, metrics: dict[str, dict[str, float]], seconds: float
+    config: RunConfig, trainer: SeqTrainer, data: RunData, metrics: dict[str, dict[str, float]], seconds: float
 ) -> dict[str, Any]:
     """Everything needed to understand the run later, as JSON values."""
     history = trainer.state.log_history
@@ -219,6 +190,7 @@ def make_record(
         "seconds": round(seconds, 3),
         **trainer.record(),
         "data": {"sha256": data.hash, "windows": {split: len(rows) for split, rows in data.windows.items()}},
+        **({"chance": data.chance} if data.chance else {}),
         "seeds": {"seed": config.training.seed, "data_seed": config.training.data_seed},
         "config": config.values,
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
@@ -248,6 +220,15 @@ def save(trainer: SeqTrainer, record: dict[str, Any]) -> None:
         unfinished.replace(file)
 
 
+def in_words(found: Mapping[str, float]) -> str:
+    """The scores of one split in a line."""
+    scores = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items() if name in _SHOWN]
+    if "bits_per_token" in found:
+        perplexity = math.exp(min(found["loss"], 700.0))
+        scores.insert(0, f"{found['bits_per_token']:.4f} bits per token, perplexity {perplexity:.3f}")
+    return ", ".join(scores)
+
+
 def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     """The program: exit status 0, 2 for what the user can mend, 1 for a run that diverged, 130 after Ctrl-C.
 
@@ -268,8 +249,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
             torch.distributed.destroy_process_group()
     if os.environ.get("RANK", "0") == "0":
         for split, found in record["metrics"].items():
-            perplexity = math.exp(min(found["loss"], 700.0))
-            print(f"{split}: {found['bits_per_token']:.4f} bits per token, perplexity {perplexity:.3f}")
+            print(f"{split}: {in_words(found)}")
         print(f"{record['parameters']:,} parameters, {record['steps']} steps, {record['seconds']:.0f} s")
         print(f"saved in {config.training.output_dir}")
     return 0

@@ -1,4 +1,7 @@
-"""transformers' common tests on every architecture: one test class each, made from the table ARCHITECTURES.
+"""transformers' common tests on every architecture, made from the table ARCHITECTURES.
+
+One test class for all heads that one configuration fits: tokens; features (`_features`); both directions, for the
+masked language model of recurrent networks (`_bidirectional`); series (`_series`).
 
 Run with `make common-tests`, not collected by `make test` (the upstream tests are downloaded).
 """
@@ -24,9 +27,16 @@ from hf_seqmodels.models._base import SequencePreTrainedModel
 NAME_TABLES = {
     "backbone": modeling_auto.MODEL_MAPPING_NAMES,
     "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "masked-lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "seq2seq-lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "question-answering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "ctc": modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES,
+    "audio-classification": modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    "time-series-prediction": modeling_auto.MODEL_FOR_TIME_SERIES_PREDICTION_MAPPING_NAMES,
 }
+RECURRENT = ("seq_rnn", "seq_lstm", "seq_gru", "seq_attention_rnn")
 
 # Upstream tests that we choose not to run: architecture ("*": all) → test → why.
 OWN_SKIPS: dict[str, dict[str, str]] = {
@@ -37,45 +47,86 @@ OWN_SKIPS: dict[str, dict[str, str]] = {
     },
 }
 
+NO_TOKENS = dict.fromkeys(
+    ("test_model_get_set_embeddings", "test_resize_tokens_embeddings", "test_resize_embeddings_untied"),
+    "reads features: there is no table of tokens",
+) | {"test_training_overfit": "upstream trains on tokens or images only"}
+
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
+FEATURES = 32  # upstream asks for hidden_size in the first hidden states, which are the features
+TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BLANK = {"pad_token_id": 98}  # upstream's labels are zeros, which must not be the blank of CTC
 
 
 class Tester:
-    """Sizes, configuration and inputs of one architecture, under the names that the upstream tests read."""
+    """Sizes, configuration and inputs of one test class, under the names that the upstream tests read."""
 
     is_training = True
     batch_size = 13
     seq_length = 7
-    num_attention_heads = 1  # an attention-RNN attends with one; the Transformer's configuration says otherwise
+    num_attention_heads = 1  # an attention-RNN attends with one; a Transformer's configuration says otherwise
 
-    def __init__(self, architecture: Architecture):
+    def __init__(self, architecture: Architecture, heads: list[str], options: dict[str, Any]):
         self.config_class = architecture.config
+        self.options = options
         self.base_model_class = architecture.models["backbone"]
-        self.causal_lm_class = architecture.models["causal-lm"]
-        for name, value in self.get_config().to_dict().items():
+        self.heads = heads
+        if "causal-lm" in heads:
+            self.causal_lm_class = architecture.models["causal-lm"]
+        config = self.get_config()
+        self.is_encoder_decoder = config.is_encoder_decoder
+        for name, value in config.to_dict().items():
             if name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
                 setattr(self, name, value)
+        if self.is_encoder_decoder:
+            self.encoder_seq_length = self.decoder_seq_length = self.seq_length
 
     def get_config(self) -> Any:
-        return self.config_class(**SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        return self.config_class(**(SIZES | TOKEN_IDS | self.options))
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
         """A batch of rows of 1 to 7 tokens, padded on the right."""
-        input_ids = torch.randint(1, SIZES["vocab_size"], (self.batch_size, self.seq_length))
-        attention_mask = torch.ones_like(input_ids).tril()
-        return self.get_config(), {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self.get_config(), self.make_inputs()
+
+    def make_inputs(self) -> dict[str, torch.Tensor]:
+        shape = (self.batch_size, self.seq_length)
+        if "num_channels" in self.get_config().to_dict():
+            inputs = {"pixel_values": torch.rand(*shape, 1, 6, 6)}
+            if "time-series-prediction" in self.heads:
+                inputs["future_values"] = torch.rand(self.batch_size, self.get_config().prediction_length, 1, 6, 6)
+            return inputs
+        if self.heads == ["time-series-prediction"]:
+            return {"past_values": torch.randn(*shape, FEATURES)}
+        ids = torch.randint(1, SIZES["vocab_size"], shape)
+        mask = torch.ones_like(ids).tril()
+        if "num_features" in self.options:
+            return {"input_features": torch.randn(*shape, FEATURES), "attention_mask": mask}
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self.is_encoder_decoder:
+            inputs |= {"decoder_input_ids": ids.flip(0), "decoder_attention_mask": mask}
+        return inputs
 
 
 class CommonTests(ModelTesterMixin, TrainingTesterMixin):
     """What the test classes of all architectures have."""
 
     architecture: ClassVar[Architecture]
+    heads: ClassVar[list[str]]
+    options: ClassVar[dict[str, Any]]
     model_tester: Any = None
     test_can_init_all_missing_weights_before_2023 = True  # upstream skips models of unknown age without it
     training_overfit_learning_rate = 1e-2  # upstream's 1e-3 is a Transformer's; 300 steps of it leave an LSTM half-way
 
     def setUp(self) -> None:
-        self.model_tester = Tester(self.architecture)
+        self.model_tester = Tester(self.architecture, self.heads, self.options)
+
+    def _prepare_config_and_inputs_for_retain_grad_hidden_states_attentions(self) -> tuple[Any, dict]:
+        """Features are the first hidden states, and get a gradient only if they are asked to."""
+        config, inputs = super()._prepare_config_and_inputs_for_retain_grad_hidden_states_attentions()
+        for value in inputs.values():
+            if value.is_floating_point():
+                value.requires_grad_()
+        return config, inputs
 
     def test_config(self) -> None:
         properties = ["hidden_size", "num_hidden_layers"]
@@ -97,19 +148,41 @@ class CommonTests(ModelTesterMixin, TrainingTesterMixin):
                     model_class.from_pretrained(folder)
 
 
-def make_test_class(model_type: str, architecture: Architecture) -> type:
-    """The test class of one architecture."""
+def make_test_class(model_type: str, architecture: Architecture, heads: list[str], options: dict[str, Any]) -> type:
+    """The test class of those heads of an architecture that one configuration fits."""
     backbone = architecture.models["backbone"]
-    for head, model in architecture.models.items():
-        NAME_TABLES[head][model_type] = model.__name__
+    for head in heads:
+        NAME_TABLES[head][model_type] = architecture.models[head].__name__
+    reads_features = model_type == "seq_conv_lstm" or "num_features" in options
     body: dict[str, Any] = {
         "architecture": architecture,
-        "all_model_classes": tuple(architecture.models.values()),
-        "has_attentions": "attentions" in backbone._can_record_outputs,
+        "heads": heads,
+        "options": options,
+        "all_model_classes": tuple(architecture.models[head] for head in heads),
+        "has_attentions": "attentions" in backbone._can_record_outputs and not options.get("bidirectional"),
     }
-    own_skips = OWN_SKIPS["*"] | OWN_SKIPS.get(model_type, {})
+    own_skips = OWN_SKIPS["*"] | OWN_SKIPS.get(model_type, {}) | (NO_TOKENS if reads_features else {})
     tests = {name: unittest.skip(f"ours: {reason}")(getattr(CommonTests, name)) for name, reason in own_skips.items()}
     return type(model_type, (CommonTests, unittest.TestCase), body | tests)
 
 
-globals().update({name: make_test_class(name, architecture) for name, architecture in ARCHITECTURES.items()})
+def make_test_classes() -> dict[str, type]:
+    """Name → class, over the whole table."""
+    found = {}
+    for model_type, architecture in ARCHITECTURES.items():
+        groups: dict[str, tuple[list[str], dict[str, Any]]] = {"": ([], {})}
+        if model_type != "seq_conv_lstm":
+            groups["_features"] = (["ctc", "audio-classification"], {"num_features": FEATURES} | BLANK)
+            groups["_series"] = (["time-series-prediction"], {"num_features": FEATURES})
+        if model_type in RECURRENT:
+            groups["_bidirectional"] = (["masked-lm"], {"bidirectional": True})
+        special = {head for heads, _ in groups.values() for head in heads}
+        groups[""] = ([head for head in architecture.models if head not in special], {})
+        for suffix, (heads, options) in groups.items():
+            present = [head for head in heads if head in architecture.models]
+            if present:
+                found[model_type + suffix] = make_test_class(model_type, architecture, present, options)
+    return found
+
+
+globals().update(make_test_classes())

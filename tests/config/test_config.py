@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hf_seqmodels.recipes import find_config, list_configs
 
 from hf_seqmodels import ARCHITECTURES, cli
 from hf_seqmodels.arguments import ConfigError
-from hf_seqmodels.config import find_config, list_configs, parse
+from hf_seqmodels.config import parse
 
 RECIPE = """
 task: causal-lm

@@ -5,6 +5,7 @@ import torch
 
 from model_table import CAUSAL_CASES, Case, assert_close, build, each_causal_case, make_ids
 
+pytestmark = pytest.mark.covers(None, "causal-lm")
 NEW = 5
 PROMPT_MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
 MODES = {
@@ -157,14 +158,14 @@ def test_assisted_generation(case):
     model, ids = build_causal(case), make_ids(1, 6)
     assistant = build_causal(case, seed=5)
     for options in ({"prompt_lookup_num_tokens": 2}, {"assistant_model": assistant}):
-        if case.recurrent:
+        if case.stateful:
             with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
                 generate(model, ids, **options)
         else:
             assert torch.equal(generate(model, ids, **options).sequences, generate(model, ids).sequences)
 
 
-@pytest.mark.parametrize("case", [case for case in CAUSAL_CASES if case.recurrent], ids=str)
+@pytest.mark.parametrize("case", [case for case in CAUSAL_CASES if case.stateful], ids=str)
 def test_quantized_cache_is_refused(case):
     with pytest.raises(ValueError, match=r"invalid layer types: .*seq_recurrent"):
         generate(build_causal(case), make_ids(1, 6), cache_implementation="quantized")
@@ -198,7 +199,7 @@ def test_memory_while_generating(case):
         for new in (10, 200)
     )
     assert short > 0
-    if case.cell_only or case.variant == "windowed":
+    if case.cell_only or case.variant in ("windowed", "sliding_window"):
         assert long == short
     else:
         assert long > 5 * short

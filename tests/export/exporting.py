@@ -24,16 +24,24 @@ SOURCE = Path(hf_seqmodels.models.__file__).parent
 HERE = Path(__file__).parent
 
 # All that a model of each architecture needs, and nothing else: what a stranger's folder must hold.
-_SHARED = {"_base.py", "_cache.py", "_configuration.py", "_heads.py", "_inputs.py", "_recurrence.py", "_versions.py"}
+_ALL = {"_base.py", "_cache.py", "_configuration.py", "_heads.py", "_inputs.py", "_recurrence.py", "_versions.py"}
+_STACK = _ALL | {"_configuration_stack.py", "_crf.py", "_distributions.py", "_outputs.py"}
+_STACK |= {f"_heads_{kind}.py" for kind in ("classification", "series", "speech")}
+_RECURRENT = _STACK | {"_configuration_recurrent.py"}
+
+
+def _own(*names: str) -> set[str]:
+    return {f"{kind}_{name}.py" for kind in ("configuration", "modeling") for name in names}
+
+
 SHIPPED = {
-    "seq_rnn": _SHARED | {"configuration_rnn.py", "modeling_rnn.py"},
-    "seq_lstm": _SHARED | {"configuration_lstm.py", "modeling_lstm.py"},
-    "seq_gru": _SHARED | {"configuration_gru.py", "modeling_gru.py"},
-    "seq_attention_rnn": _SHARED
-    | {"_attention.py", "_outputs.py", "configuration_attention_rnn.py", "modeling_attention_rnn.py"}
-    | {f"{kind}_{cell}.py" for kind in ("configuration", "modeling") for cell in ("rnn", "lstm", "gru")},
-    "seq_transformer_decoder": _SHARED
-    | {"_attention.py", "configuration_transformer_decoder.py", "modeling_transformer_decoder.py"},
+    "seq_rnn": _RECURRENT | _own("rnn"),
+    "seq_lstm": _RECURRENT | _own("lstm"),
+    "seq_gru": _RECURRENT | _own("gru"),
+    "seq_attention_rnn": _RECURRENT | {"_attention.py"} | _own("attention_rnn", "rnn", "lstm", "gru"),
+    "seq_transformer_decoder": _STACK
+    | {"_attention.py", "_configuration_transformer.py", "_transformer.py"}
+    | _own("transformer_decoder"),
 }
 
 PLAIN = [Case(architecture, "plain") for architecture in ARCHITECTURES]

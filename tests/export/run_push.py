@@ -69,6 +69,6 @@ if __name__ == "__main__":
     from hf_seqmodels.models import ARCHITECTURES
 
     for name, architecture in ARCHITECTURES.items():
-        config = architecture.config(vocab_size=11, hidden_size=8)
-        architecture.models["causal-lm"](config).push_to_hub(f"me/{name}")
+        config = architecture.config(hidden_size=8)
+        architecture.models["backbone"](config).push_to_hub(f"me/{name}")
     print(json.dumps(received))

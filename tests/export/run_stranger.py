@@ -25,15 +25,8 @@ class Absent(MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    pipeline,
-)
 
 
 def largest(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -41,39 +34,45 @@ def largest(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual - expected).abs().max())
 
 
+GENERATION = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
+
+
+def read_probe(folder: Path) -> tuple[dict, dict]:
+    """The maker's inputs, and what the model made of them."""
+    probe = load_file(folder / "probe.safetensors")
+    inputs = {name.removeprefix("input."): value for name, value in probe.items() if name.startswith("input.")}
+    return inputs, {name: value for name, value in probe.items() if not name.startswith("input.")}
+
+
 @torch.no_grad()
 def examine(folder: Path, out: Path) -> dict:
     """Load, compare with the maker's numbers, use, save again."""
-    probe = load_file(folder / "probe.safetensors")
-    inputs = {"input_ids": probe["input_ids"], "attention_mask": probe["attention_mask"]}
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    causal = not getattr(config, "bidirectional", False)
-    auto = AutoModelForCausalLM if causal else AutoModel
-    model = auto.from_pretrained(folder, trust_remote_code=True).eval()
+    inputs, expected = read_probe(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    (saved_class,) = config.architectures
+    auto = next(name for name, where in config.auto_map.items() if where.endswith(f".{saved_class}"))
+    model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
     outputs = model(**inputs)
     found = {
         "class": type(model).__name__,
         "module": type(model).__module__,
-        "output_error": largest(outputs.logits if causal else outputs.last_hidden_state, probe["output"]),
+        "output_error": largest(outputs["logits" if "logits" in outputs else "last_hidden_state"], expected["output"]),
     }
-    if causal:
-        generated = model.generate(
-            **inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_scores=True
-        )
-        found["score_error"] = largest(torch.stack(generated.scores, 1), probe["scores"])
-        beams = model.generate(
-            **inputs, max_new_tokens=5, num_beams=3, return_dict_in_generate=True, output_scores=True, do_sample=False
-        )
-        found["beam_error"] = largest(beams.sequences_scores, probe["beam_scores"])
-        if (folder / "tokenizer.json").exists():
-            write = pipeline("text-generation", model=str(folder), trust_remote_code=True)
-            found["text"] = write("w5 w6 w7", max_new_tokens=4, do_sample=False)[0]["generated_text"]
-    for name, head in (
-        ("sequence", AutoModelForSequenceClassification),
-        ("token", AutoModelForTokenClassification),
-    ):
-        classifier, info = head.from_pretrained(folder, trust_remote_code=True, num_labels=4, output_loading_info=True)
-        found[name] = {"missing": sorted(info["missing_keys"]), "labels": classifier(**inputs).logits.shape[-1]}
+    if "scores" in expected:
+        prompt = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
+        generated = model.generate(**prompt, **GENERATION)
+        found["score_error"] = largest(torch.stack(generated.scores, 1), expected["scores"])
+        beams = model.generate(**prompt, **GENERATION, num_beams=3)
+        found["beam_error"] = largest(beams.sequences_scores, expected["beam_scores"])
+    if auto == "AutoModelForCausalLM" and (folder / "tokenizer.json").exists():
+        write = transformers.pipeline("text-generation", model=str(folder), trust_remote_code=True)
+        found["text"] = write("w5 w6 w7", max_new_tokens=4, do_sample=False)[0]["generated_text"]
+    for name in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
+        if name in config.auto_map:
+            load = getattr(transformers, name).from_pretrained
+            classifier, info = load(folder, trust_remote_code=True, num_labels=4, output_loading_info=True)
+            labels = classifier(**inputs).logits.shape[-1]
+            found[name] = {"missing": sorted(info["missing_keys"]), "labels": labels}
     model.save_pretrained(out)
     return found
 

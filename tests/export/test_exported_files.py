@@ -125,7 +125,8 @@ def test_push_to_hub_sends_the_code(tmp_path):
         assert {name for name in files if name.endswith(".py")} == SHIPPED[case.architecture]
         for name in SHIPPED[case.architecture]:
             assert files[name] == (SOURCE / name).read_text()
-        assert len(json.loads(files["config.json"])["auto_map"]) == 5
+        heads = ARCHITECTURES[case.architecture].models
+        assert len(json.loads(files["config.json"])["auto_map"]) == 1 + len(heads)
         assert "model.safetensors" in files
 
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from hf_seqmodels.config import parse
 from hf_seqmodels.hub.card import build_card
 from hf_seqmodels.hub.verify import VerificationError, verify_as_stranger
-from hf_seqmodels.run import load_data, run
+from hf_seqmodels.run import run
+from hf_seqmodels.tasks import load_data
 
 PROMPT = "The "
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+Rows = Sequence[Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
-class CausalLMCollator:
-    """Rows with `input_ids` and `labels` → tensors (B, T) int64, padded on the right to the longest row.
+class TokenCollator:
+    """Rows with `input_ids` and a label for each token → tensors (B, T) int64, padded on the right to the longest row.
 
     `attention_mask` is always there (1 valid, 0 padding), so batches look alike whether or not one was padded.
     Padding is `pad_token_id` in `input_ids` and -100, which losses ignore, in `labels`.
@@ -24,9 +28,8 @@ class CausalLMCollator:
     pad_token_id: int
     vocab_size: int | None = None
 
-    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
-        if not rows:
-            raise ValueError("a batch of 0 rows cannot be collated: it needs at least one; check the data set")
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        _check_rows(rows)
         for row in rows:
             lengths = len(row["input_ids"]), len(row.get("labels", ()))
             if lengths[0] != lengths[1] or lengths[0] == 0:
@@ -34,15 +37,16 @@ class CausalLMCollator:
                     f"a row has {lengths[0]} input_ids and {lengths[1]} labels: both must be there and equally long; "
                     "make rows with window_dataset"
                 )
+        return self.pad_inputs(rows) | {"labels": _pad([row["labels"] for row in rows], -100)}
+
+    def pad_inputs(self, rows: Rows) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask`, each (B, T)."""
         input_ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
-        labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in rows]
         if self.vocab_size is not None:
             self._check_range(input_ids, self.vocab_size)
-        mask = [torch.ones_like(ids) for ids in input_ids]
         return {
-            "input_ids": pad_sequence(input_ids, batch_first=True, padding_value=self.pad_token_id),
-            "attention_mask": pad_sequence(mask, batch_first=True, padding_value=0),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+            "input_ids": _pad(input_ids, self.pad_token_id),
+            "attention_mask": _pad([torch.ones_like(ids) for ids in input_ids], 0),
         }
 
     @staticmethod
@@ -54,3 +58,70 @@ class CausalLMCollator:
                 f"token id {int(bad[0])} is outside the vocabulary: ids must be 0 to {vocab_size - 1} "
                 f"(vocab_size={vocab_size}); use the tokenizer the model was made for"
             )
+
+
+class CausalLMCollator(TokenCollator):
+    """[`TokenCollator`] for language models: the labels are the tokens again, the model shifts them."""
+
+
+class Seq2SeqCollator(TokenCollator):
+    """Rows with `input_ids` (source) and `labels` (target) of any two lengths → (B, S), (B, S) and labels (B, T).
+
+    The model makes the decoder's inputs from the labels.
+
+    Raises:
+        ValueError: no rows, an empty source or target, or a token id outside the vocabulary.
+    """
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        _check_rows(rows)
+        if not all(len(row["input_ids"]) and len(row.get("labels", ())) for row in rows):
+            raise ValueError("a row has no source or no target: both need at least one token; leave such rows out")
+        return self.pad_inputs(rows) | {"labels": _pad([row["labels"] for row in rows], -100)}
+
+
+class SequenceClassificationCollator(TokenCollator):
+    """Rows with `input_ids` and one class → `input_ids` and `attention_mask` (B, T), `labels` (B,).
+
+    Raises:
+        ValueError: no rows, an empty row, or a token id outside the vocabulary.
+    """
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        _check_rows(rows)
+        if not all(len(row["input_ids"]) for row in rows):
+            raise ValueError("a row has no input_ids: a class needs at least one token; leave such rows out")
+        return self.pad_inputs(rows) | {"labels": torch.tensor([int(row["labels"]) for row in rows])}
+
+
+@dataclass(frozen=True)
+class FramesCollator:
+    """Rows with `frames`, flat, and their `shape` (T, C, H, W) → the first half of the frames, and the second half.
+
+    A model that reads pictures (`main_input_name` is `pixel_values`) gets `pixel_values` and `future_values`, each
+    (B, T/2, C, H, W); any other one gets series of pixels, `past_values` and `future_values`, each (B, T/2, C·H·W).
+    """
+
+    main_input_name: str
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        _check_rows(rows)
+        frames = torch.stack(
+            [torch.as_tensor(np.asarray(row["frames"], np.float32)).view(*map(int, row["shape"])) for row in rows]
+        )
+        if self.main_input_name != "pixel_values":
+            frames = frames.flatten(2)
+        past, future = frames.chunk(2, dim=1)
+        return {"pixel_values" if self.main_input_name == "pixel_values" else "past_values": past} | {
+            "future_values": future
+        }
+
+
+def _check_rows(rows: Rows) -> None:
+    if not rows:
+        raise ValueError("a batch of 0 rows cannot be collated: it needs at least one; check the data set")
+
+
+def _pad(rows: Sequence[Any], value: int) -> torch.Tensor:
+    tensors = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)

@@ -8,11 +8,13 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from . import (
     configuration_attention_rnn,
+    configuration_conv_lstm,
     configuration_gru,
     configuration_lstm,
     configuration_rnn,
     configuration_transformer_decoder,
     modeling_attention_rnn,
+    modeling_conv_lstm,
     modeling_gru,
     modeling_lstm,
     modeling_rnn,
@@ -64,6 +66,11 @@ _ONE_STACK = {"seq2seq-lm": "one stack of layers; encoder–decoders are seq_att
 _LEFT_TO_RIGHT = _ONE_STACK | {"masked-lm": "sees only the left of a masked token; take seq_transformer_encoder"}
 
 
+# Token heads that make no sense where the input is frames.
+_FRAMES = dict.fromkeys(
+    HEADS.keys() - {"backbone", "time-series-prediction"}, "frames in, frames out; no tokens to label or predict"
+)
+
 _LAYERS: dict[str, dict[str, Any]] = {
     "stacked": {"num_hidden_layers": 3, "dropout": 0.1},
     "bidirectional": {"bidirectional": True},
@@ -84,6 +91,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         windowed={"window": 3, "cell": "rnn"},
         **_LAYERS,
     ),
+    "seq_conv_lstm": _architecture(
+        configuration_conv_lstm,
+        modeling_conv_lstm,
+        _FRAMES,
+        peephole={"peephole": True, "image_size": 6},
+        stacked={"num_hidden_layers": 3, "dropout": 0.1},
+    ),
     "seq_transformer_decoder": _architecture(
         configuration_transformer_decoder,
         modeling_transformer_decoder,
@@ -91,6 +105,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         rotary={"positions": "rotary"},
         sinusoidal_post={"positions": "sinusoidal", "norm_position": "post"},
         llama={"positions": "rotary", "norm": "rmsnorm", "hidden_act": "swiglu"},
+        sliding_window={"attention_pattern": "sliding_window", "attention_window": 3, "num_global_tokens": 1},
         stacked={"num_hidden_layers": 3, "dropout": 0.1},
     ),
 }

@@ -1,6 +1,7 @@
 """What every model of ours shares: checked loading, saving together with the code, initialisation, the backbone."""
 
 import sys
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -8,13 +9,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ._cache import RecurrentCacheLayer
-from ._inputs import embed_inputs
+from ._encoder import build_encoder, copy_encoder, load_encoder
+from ._inputs import blank_padding, embed_inputs
 from ._recurrence import find_valid_steps
+from ._regularisation import LockedDropout, RegularisedOutput, activation_penalty, drop_words
 
 
 class SequencePreTrainedModel(PreTrainedModel):
@@ -123,8 +125,51 @@ class SequencePreTrainedModel(PreTrainedModel):
         return past_key_values
 
 
-class RecurrentModel(SequencePreTrainedModel):
-    """Backbone of the recurrent architectures: embedding (or features) → layers, with dropout between them.
+class RecurrentPreTrainedModel(SequencePreTrainedModel):
+    """What backbone and heads of the recurrent architectures share: access to the encoder under them, if any."""
+
+    @classmethod
+    def from_encoder(cls, encoder: Any, freeze: bool = False, **options: Any) -> Any:
+        """A model on a pretrained encoder; `save_pretrained` saves both as one, and `from_pretrained` loads both.
+
+        Args:
+            encoder: a model of transformers, whose weights are copied, or the name or path of a checkpoint of one.
+            freeze: do not train the encoder (`freeze_encoder`).
+            options: of this model's configuration.
+
+        Example:
+            >>> model = LSTMForSequenceClassification.from_encoder("FacebookAI/roberta-base", hidden_size=256)
+        """
+        source = load_encoder(encoder)
+        config: Any = cls.config_class
+        model: Any = cls(config(encoder=source.config, freeze_encoder=freeze, **options))
+        copy_encoder(source, model.base_model.encoder)
+        return model
+
+    def _encoder(self) -> Any:
+        backbone: Any = self.base_model
+        return backbone.encoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings, which are the encoder's if there is one."""
+        encoder = self._encoder()
+        return super().get_input_embeddings() if encoder is None else encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        encoder = self._encoder()
+        target = super() if encoder is None else encoder
+        target.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; the encoder's configuration follows."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if self.config.encoder is not None:
+            self.config.encoder.vocab_size = self._encoder().config.vocab_size = self.config.vocab_size
+        return embeddings
+
+
+class RecurrentModel(RecurrentPreTrainedModel):
+    """Backbone of the recurrent architectures: embedding, features or an encoder → layers, with dropout around them.
 
     Subclasses set `layer_class` and the attributes that transformers reads (`config`, `_no_split_modules`,
     `_can_record_outputs`).
@@ -135,12 +180,24 @@ class RecurrentModel(SequencePreTrainedModel):
     def __init__(self, config: Any):
         super().__init__(config)
         self.embed_tokens = None
-        if config.num_features is None:
+        self.encoder: Any = None if config.encoder is None else build_encoder(config.encoder)
+        if self.encoder is None and config.num_features is None:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
         self.layers = nn.ModuleList([self.layer_class(config, index) for index in range(config.num_hidden_layers)])
-        self.dropout = nn.Dropout(config.dropout)
+        dropout = LockedDropout if config.variational_dropout else nn.Dropout
+        self.dropout = dropout(config.dropout)
+        self.input_dropout = dropout(config.input_dropout)
+        self.output_dropout = dropout(config.output_dropout)
         self.gradient_checkpointing = False
         self.post_init()
+        self.train()
+
+    def train(self, mode: bool = True) -> "RecurrentModel":
+        """As in torch; a frozen encoder stays in evaluation mode, and frozen (loading makes all trainable)."""
+        super().train(mode)
+        if self.config.freeze_encoder:
+            self.encoder.eval().requires_grad_(False)
+        return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -162,6 +219,40 @@ class RecurrentModel(SequencePreTrainedModel):
             raise ValueError(f"this {kind} cannot hold recurrent state: build it with {kind}(config=model.config)")
         return cache
 
+    def embed_words(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) → (B, T, E), with words dropped in training."""
+        assert self.embed_tokens is not None
+        embeddings, p = self.embed_tokens(input_ids), self.config.embedding_dropout
+        if self.training and p:
+            embeddings = drop_words(embeddings, input_ids, self.config.vocab_size, p)
+        return embeddings
+
+    def encode(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        input_features: torch.Tensor | None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The encoder's last hidden states (B, T, E), zero under padding, and the mask of valid tokens."""
+        width = self.encoder.get_input_embeddings().weight.shape[1]
+        sizes = SimpleNamespace(vocab_size=self.config.vocab_size, hidden_size=width)
+        given, valid = embed_inputs(
+            nn.Identity(), sizes, input_ids, inputs_embeds, attention_mask, input_features=input_features
+        )
+        if input_ids is None:
+            options["inputs_embeds"] = given
+        else:
+            options["input_ids"] = input_ids
+            pad = getattr(self.encoder.config, "pad_token_id", None)
+            if valid is not None and pad is not None:  # by which RoBERTa counts its positions, not by the mask
+                options["input_ids"] = torch.where(valid, input_ids, pad)
+        options["attention_mask"] = None if valid is None else valid.long()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_encoder):
+            encoded = self.encoder(**options, return_dict=True).last_hidden_state
+        return blank_padding(encoded, valid), valid
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -173,7 +264,7 @@ class RecurrentModel(SequencePreTrainedModel):
         use_cache: bool | None = None,
         input_features: torch.FloatTensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> RegularisedOutput:
         """Run the layers over a batch.
 
         Args:
@@ -190,26 +281,38 @@ class RecurrentModel(SequencePreTrainedModel):
             ValueError: no tokens, more or less than one input, a token id outside the vocabulary, or a state given to
                 a bidirectional model.
         """
-        if self.config.bidirectional and (past_key_values is not None or use_cache):
-            raise ValueError(
-                "bidirectional=True has no state to continue from: leave out past_key_values and use_cache"
-            )
+        whole = "bidirectional=True" if self.config.bidirectional else "a model with an encoder"
+        if (self.config.bidirectional or self.encoder is not None) and (past_key_values is not None or use_cache):
+            raise ValueError(f"{whole} has no state to continue from: leave out past_key_values and use_cache")
         past_key_values = self.choose_cache(past_key_values, use_cache)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        hidden_states, valid = embed_inputs(
-            self.embed_tokens, self.config, input_ids, inputs_embeds, attention_mask, past_length, input_features
-        )
-        steps = find_valid_steps(valid)
-        for layer in self.layers:
-            hidden_states = layer(
-                self.dropout(hidden_states) if layer is not self.layers[0] else hidden_states,
-                steps=steps,
-                past_key_values=past_key_values,
+        if self.encoder is None:
+            hidden_states, valid = embed_inputs(
+                self.embed_words, self.config, input_ids, inputs_embeds, attention_mask, past_length, input_features
             )
+        else:
+            named = ("token_type_ids", "position_ids")
+            options = {name: kwargs[name] for name in named if kwargs.get(name) is not None}
+            hidden_states, valid = self.encode(input_ids, inputs_embeds, attention_mask, input_features, **options)
+        steps = find_valid_steps(valid)
+        hidden_states = self.input_dropout(hidden_states)
+        for layer in self.layers:
+            skip = None
+            if layer is not self.layers[0]:
+                skip = hidden_states if self.config.residual else None
+                hidden_states = self.dropout(hidden_states)
+            # Tensors with gradients go by position, as gradient checkpointing wants.
+            hidden_states = layer(hidden_states, skip, steps=steps, past_key_values=past_key_values)
             hidden_states = hidden_states[0] if isinstance(hidden_states, tuple) else hidden_states
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
+        dropped = self.output_dropout(hidden_states)
+        penalty, (alpha, beta) = None, (self.config.activation_reg, self.config.temporal_activation_reg)
+        if self.training and (alpha or beta):
+            penalty = activation_penalty(hidden_states, dropped, valid, alpha, beta)
+        return RegularisedOutput(
+            last_hidden_state=dropped,
+            past_key_values=past_key_values if use_cache else None,
+            activation_penalty=penalty,
         )
 
 
-__all__ = ["RecurrentCacheLayer", "RecurrentModel", "SequencePreTrainedModel"]
+__all__ = ["RecurrentCacheLayer", "RecurrentModel", "RecurrentPreTrainedModel", "SequencePreTrainedModel"]

@@ -22,13 +22,17 @@ class StackConfig(SequenceConfig):
         inputs_to_logits_ratio (`int`, defaults to 1): samples of the raw sound for each frame that the model reads;
             the speech pipeline computes time stamps from it.
         num_time_features (`int`, defaults to 0): how many of the `num_features` columns are known in advance (hour,
-            weekday, …); the others are the variates of the series that are predicted.
+            weekday, …); the others, which come first, are the variates of the series that are predicted.
         prediction_length (`int`, defaults to 1): steps that `generate()` draws.
         distribution_output (`str`, defaults to `"student_t"`): what the next step of a series is drawn from:
-            `"normal"`, `"student_t"`, `"negative_binomial"` (counts), `"gaussian_mixture"` (waveforms, Chung 2015),
+            `"normal"`, `"student_t"`, `"negative_binomial"` (counts), `"gaussian_mixture"` (waveforms, Chung 2014),
             `"bernoulli"` (piano rolls), or `"point"`, a forecast without a distribution.
         num_mixtures (`int`, defaults to 10): components of the Gaussian mixture.
-        scaling (`str`, *optional*): each series is divided by its `"mean"` absolute value, or standardised (`"std"`).
+        scaling (`str`, *optional*): what each variate of each series is divided by: `"mean"`, its mean absolute value
+            over the past (Salinas 2020, section 3.3); `"std"`, its standard deviation there, after its mean is
+            subtracted. None: nothing, as always for `"bernoulli"`; counts cannot be shifted and take no `"std"`.
+        context_loss (`bool`, defaults to True): with `future_values` the loss is over past and future; False: over
+            the future alone.
         num_parallel_samples (`int`, defaults to 100): sample paths that `generate()` draws.
     """
 
@@ -44,6 +48,7 @@ class StackConfig(SequenceConfig):
     distribution_output: str = "student_t"
     num_mixtures: int = 10
     scaling: str | None = None
+    context_loss: bool = True
     num_parallel_samples: int = 100
 
     def check_ranges(self) -> None:
@@ -54,9 +59,16 @@ class StackConfig(SequenceConfig):
         self.require("ctc_loss_reduction", "'mean' or 'sum'", self.ctc_loss_reduction in ("mean", "sum"))
         for name in ("inputs_to_logits_ratio", "prediction_length", "num_mixtures", "num_parallel_samples"):
             self.require(name, "at least 1", getattr(self, name) >= 1)
-        variates = (self.num_features or 1) - self.num_time_features
         rule = f"at least 0 and below num_features={self.num_features}, so that a variate is left to predict"
-        self.require("num_time_features", rule, self.num_time_features >= 0 and variates >= 1)
+        self.require("num_time_features", rule, self.num_time_features >= 0 and self.num_variates >= 1)
         known = ", ".join(map(repr, DISTRIBUTIONS))
         self.require("distribution_output", f"one of {known}", self.distribution_output in DISTRIBUTIONS)
-        self.require("scaling", "None, 'mean' or 'std'", self.scaling in (None, "mean", "std"))
+        scalings = {"bernoulli": (None,), "negative_binomial": (None, "mean")}
+        allowed = scalings.get(self.distribution_output, (None, "mean", "std"))
+        rule = f"one of {', '.join(map(repr, allowed))} with distribution_output='{self.distribution_output}'"
+        self.require("scaling", rule, self.scaling in allowed)
+
+    @property
+    def num_variates(self) -> int:
+        """Columns of a series that are predicted: `num_features` without the time features."""
+        return (self.num_features or 1) - self.num_time_features

@@ -85,7 +85,9 @@ class TransformerOptions(SequenceConfig):
         self.require("max_position_embeddings", "at least 1", self.max_position_embeddings >= 1)
         self.require("rope_theta", "above 0", 0 < self.rope_theta < float("inf"))
         buckets = self.relative_attention_num_buckets
-        self.require("relative_attention_num_buckets", "an even number of at least 4", buckets >= 4 and buckets % 2 == 0)
+        self.require(
+            "relative_attention_num_buckets", "an even number of at least 4", buckets >= 4 and buckets % 2 == 0
+        )
         rule = f"above half of relative_attention_num_buckets={buckets}, which single distances take"
         self.require("relative_attention_max_distance", rule, self.relative_attention_max_distance > buckets // 2)
         self.require_probability("attention_dropout")

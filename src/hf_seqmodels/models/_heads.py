@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from ._base import SequencePreTrainedModel
+from ._regularisation import mean_penalty
 
 
 class TokenPredictionHead(SequencePreTrainedModel):
@@ -22,7 +23,7 @@ class TokenPredictionHead(SequencePreTrainedModel):
 
     def __init__(self, config: Any):
         super().__init__(config)
-        if getattr(config, "num_features", None) is not None:
+        if getattr(config, "num_features", None) is not None and not config.is_encoder_decoder:
             raise ValueError(
                 f"{type(self).__name__}: num_features={config.num_features} makes a model of features, and a language "
                 "model reads tokens: leave num_features out, or take a time-series head"
@@ -59,6 +60,8 @@ class CausalLMHead(TokenPredictionHead):
                 f"{type(self).__name__}: bidirectional=True sees the token it should predict; "
                 "use bidirectional=False, or a masked language model"
             )
+        if getattr(config, "encoder", None) is not None:
+            raise ValueError(f"{type(self).__name__}: an encoder sees the token to predict; leave it out")
 
     @can_return_tuple
     def forward(
@@ -104,6 +107,9 @@ class CausalLMHead(TokenPredictionHead):
             targets = labels[..., 1:] if shifted is None else shifted
             kwargs["num_items_in_batch"] = count_targets(targets, kwargs.get("num_items_in_batch"))
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            penalty = getattr(outputs, "activation_penalty", None)  # only in training, and with its options
+            if penalty is not None:
+                loss = loss + mean_penalty(penalty, targets, kwargs["num_items_in_batch"])
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -132,6 +138,7 @@ class MaskedLMHead(TokenPredictionHead):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Logits (B, T, V) of the token at each position.
@@ -141,6 +148,7 @@ class MaskedLMHead(TokenPredictionHead):
             num_items_in_batch: targets in the global batch, as in [`CausalLMHead`].
             Other arguments: see the backbone.
         """
+        kwargs |= name_types(token_type_ids)
         outputs = self.model(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.predict(outputs.last_hidden_state)
         loss = None
@@ -159,3 +167,11 @@ def count_targets(labels: torch.Tensor, in_global_batch: int | torch.Tensor | No
     """
     count = (labels != -100).sum() if in_global_batch is None else torch.as_tensor(in_global_batch)
     return count.clamp(min=1)
+
+
+def name_types(token_type_ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Token types for a backbone that may know none.
+
+    Heads name this argument since Trainer gives them only the columns that their `forward` names.
+    """
+    return {} if token_type_ids is None else {"token_type_ids": token_type_ids}

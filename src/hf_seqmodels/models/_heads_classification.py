@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ._base import SequencePreTrainedModel
 from ._crf import LinearChainCRF
-from ._heads import count_targets
+from ._heads import count_targets, name_types
 from ._inputs import valid_tokens
 
 Pooled = tuple[torch.Tensor, torch.Tensor | None]
@@ -50,6 +50,7 @@ class SequenceClassificationHead(SequencePreTrainedModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         input_features: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Logits (B, num_labels).
@@ -64,6 +65,7 @@ class SequenceClassificationHead(SequencePreTrainedModel):
         """
         if labels is not None and self.takes_class_ids(labels):
             check_labels(labels, self.num_labels)
+        kwargs |= name_types(token_type_ids)
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -103,6 +105,7 @@ class AudioClassificationHead(SequenceClassificationHead):
     """One label for a sound: the mean of the outputs over its frames, then a linear layer."""
 
     auto_model = "AutoModelForAudioClassification"
+    main_input_name = "input_features"
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -113,6 +116,17 @@ class AudioClassificationHead(SequenceClassificationHead):
             return hidden_states.mean(1), None
         total = torch.where(valid[..., None], hidden_states, 0.0).sum(1)
         return total / valid.sum(1, keepdim=True).clamp(min=1), None
+
+    def forward(  # type: ignore[override]
+        self,
+        input_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Logits (B, num_labels) of input_features (B, T, F); labels as in [`SequenceClassificationHead`]."""
+        return super().forward(input_features=input_features, attention_mask=attention_mask, labels=labels, **kwargs)
+
 
 
 class TokenClassificationHead(SequencePreTrainedModel):
@@ -153,6 +167,7 @@ class TokenClassificationHead(SequencePreTrainedModel):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         input_features: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """Logits (B, T, num_labels); labels (B, T), −100 where there is no token to label.
@@ -162,6 +177,7 @@ class TokenClassificationHead(SequencePreTrainedModel):
         """
         if labels is not None:
             check_labels(labels, self.num_labels)
+        kwargs |= name_types(token_type_ids)
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -213,6 +229,7 @@ class QuestionAnsweringHead(SequencePreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> QuestionAnsweringModelOutput:
         """Scores `start_logits` and `end_logits` (B, T), the lowest number under padding, where no answer is.
@@ -222,6 +239,7 @@ class QuestionAnsweringHead(SequencePreTrainedModel):
             start_positions, end_positions (B,): the answer's first and last token. A position outside the T tokens,
                 of an answer that was cut off, has no loss.
         """
+        kwargs |= name_types(token_type_ids)
         outputs = self.model(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))
         valid = valid_tokens(attention_mask, logits.shape[1])

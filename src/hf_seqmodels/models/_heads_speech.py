@@ -21,6 +21,7 @@ class CTCHead(SequencePreTrainedModel):
     """
 
     auto_model = "AutoModelForCTC"
+    main_input_name = "input_features"
     accepts_loss_kwargs = False  # a mean over rows: Trainer divides it by the accumulation steps
     backbone_class: ClassVar[type[nn.Module]]
 

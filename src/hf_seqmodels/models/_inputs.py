@@ -1,5 +1,6 @@
 """From the caller's tokens or features to (B, T, E) embeddings with the padding blanked, and the checks for that."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def valid_tokens(attention_mask: torch.Tensor | None, length: int) -> torch.Tens
 
 
 def embed_inputs(
-    embed_tokens: nn.Module | None,
+    embed_tokens: Callable[[torch.Tensor], torch.Tensor] | None,
     config: Any,
     input_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 States = tuple[torch.Tensor, ...]
+Drawn = dict[str, torch.Tensor]  # a parameter's full name → what a forward pass in training uses in its place
 
 
 class PackedLayout(NamedTuple):
@@ -63,6 +64,9 @@ class RecurrentLayer(GradientCheckpointingLayer):
 
     Parameters, per direction (the backward ones end in `_reverse`), under torch's names and gate order:
         weight_ih (G·D, I), weight_hh (G·D, D), bias_ih (G·D,), bias_hh (G·D,)
+        with `layer_norm` also the gains `layernorm_…` (Ba 2016), whose biases are the two above
+
+    In training, `weight_drop` and `weight_noise` act on a copy of the parameters, drawn once in a forward pass.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("h",)
@@ -73,6 +77,10 @@ class RecurrentLayer(GradientCheckpointingLayer):
         self.layer_idx = layer_idx
         self.hidden_size = config.hidden_size
         self.input_size = config.embedding_size if layer_idx == 0 else config.output_size
+        # Encoder–decoders have layers of this class and not these options.
+        self.layer_norm = getattr(config, "layer_norm", False)
+        self.weight_drop = getattr(config, "weight_drop", 0.0)
+        self.weight_noise = getattr(config, "weight_noise", 0.0)
         self.directions = ("", "_reverse") if config.bidirectional else ("",)
         shapes = self.parameter_shapes(config)
         self.parameter_names = tuple(shapes)
@@ -83,21 +91,50 @@ class RecurrentLayer(GradientCheckpointingLayer):
     def parameter_shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
         """Name and shape of one direction's parameters; options add entries and never rename one."""
         rows = self.num_gates * self.hidden_size
-        return {
+        shapes: dict[str, tuple[int, ...]] = {
             "weight_ih": (rows, self.input_size),
             "weight_hh": (rows, self.hidden_size),
             "bias_ih": (rows,),
             "bias_hh": (rows,),
         }
+        return shapes | (self.layer_norm_shapes() if self.layer_norm else {})
 
-    def weights(self, direction: str = "") -> SimpleNamespace:
-        """One direction's parameters by their plain names."""
-        return SimpleNamespace(**{name: getattr(self, name + direction) for name in self.parameter_names})
+    def layer_norm_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What `layer_norm` adds: the gains of LN(W x) and LN(U h)."""
+        rows = self.num_gates * self.hidden_size
+        return {"layernorm_ih": (rows,), "layernorm_hh": (rows,)}
+
+    def weights(self, direction: str = "", drawn: Drawn | None = None) -> SimpleNamespace:
+        """One direction's parameters by their plain names, or what was drawn for them; None for absent gains."""
+        gains: dict[str, Any] = {"layernorm_ih": None, "layernorm_hh": None}
+        found = {name: (drawn or {}).get(name + direction) for name in self.parameter_names}
+        own = {name: getattr(self, name + direction) if w is None else w for name, w in found.items()}
+        return SimpleNamespace(**(gains | own))
+
+    def draw_weights(self) -> Drawn:
+        """What one forward pass in training computes with instead of its parameters; empty when nothing acts on them.
+
+        Weight drop is DropConnect on `weight_hh` (Merity 2017, section 2): a mask for the whole pass, scaled by
+        1 / (1 − p). Weight noise (Graves 2011) is added to every parameter of the cell.
+        """
+        drawn: Drawn = {}
+        if self.training and (self.weight_drop or self.weight_noise):
+            for name in (name + direction for direction in self.directions for name in self.parameter_names):
+                weight = getattr(self, name)
+                if self.weight_drop and name.startswith("weight_hh"):
+                    weight = drawn[name] = F.dropout(weight, self.weight_drop)
+                if self.weight_noise:
+                    drawn[name] = weight + self.weight_noise * torch.randn_like(weight)
+        return drawn
 
     # -- what a cell's own file gives ---------------------------------------------------------------------------
     def step(self, x: torch.Tensor, states: States, w: SimpleNamespace) -> States:
         """The cell: x (B, G·D) is the input's part of the gates, W_ih·x_t + b_ih; returns the new states, h first."""
         raise TypeError(f"{type(self).__name__} does not define the equations of its cell")
+
+    def input_part(self, x: torch.Tensor, w: SimpleNamespace) -> torch.Tensor:
+        """The input's part of the gates for all steps in one product: x (B, T, I) → W_ih·x_t + b_ih (B, T, G·D)."""
+        return affine(x, w.weight_ih, w.bias_ih, w.layernorm_ih)
 
     def initial_bias(self, config: Any) -> torch.Tensor:
         """(G, D) values that `bias_ih` starts from (`bias_hh` starts from zero)."""
@@ -111,16 +148,20 @@ class RecurrentLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        skip: torch.Tensor | None = None,
         steps: ValidSteps | None = None,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:
-        """(B, T, I) → (B, T, directions·D), zero under padding; reads and replaces the state in `past_key_values`."""
+        """(B, T, I) → (B, T, directions·D), zero under padding; reads and replaces the state in `past_key_values`.
+
+        `skip` (B, T, directions·D) is added to the output: a residual connection.
+        """
         cache: Any = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         states = self.initial_states(hidden_states, cache)
         output, states = self.run(hidden_states, states, steps)
         if cache is not None:
             cache.write_states(self.named(states), hidden_states.shape[1])
-        return output
+        return output if skip is None else output + skip
 
     def initial_states(self, x: torch.Tensor, cache: Any = None) -> States:
         """The cached states, or zeros, as (directions, B, D)."""
@@ -141,29 +182,34 @@ class RecurrentLayer(GradientCheckpointingLayer):
         return {name: state[0] for name, state in zip(self.state_names, states, strict=True)}
 
     @torch.compiler.disable  # the kernels and the packing are opaque to the compiler; all around them is compiled
-    def run(self, x: torch.Tensor, states: States, steps: ValidSteps | None = None) -> tuple[torch.Tensor, States]:
-        """The layer over (B, T, I) from `states`: outputs (B, T, directions·D) and the states after each row's end."""
-        kernel = self.kernel()
+    def run(
+        self, x: torch.Tensor, states: States, steps: ValidSteps | None = None, drawn: Drawn | None = None
+    ) -> tuple[torch.Tensor, States]:
+        """The layer over (B, T, I) from `states`: outputs (B, T, directions·D) and the states after each row's end.
+
+        `drawn`: weights of [`draw_weights`], for who calls this several times in one forward pass; None draws them.
+        """
+        kernel, drawn = self.kernel(), self.draw_weights() if drawn is None else drawn
         if kernel is None:
-            return self.run_scan(x, states, steps)
+            return self.run_scan(x, states, steps, drawn)
         if x.shape[1] == 1 and (steps is not None or not torch.is_grad_enabled()):
-            one_direction = len(self.directions) == 1
-            return (
-                self._run_one_step(kernel[1], x, states, steps) if one_direction else self.run_scan(x, states, steps)
-            )
+            if len(self.directions) > 1:
+                return self.run_scan(x, states, steps, drawn)
+            return self._run_one_step(kernel[1], x, states, steps, drawn)
         layout = None if steps is None else steps.layout
         if layout is not None and layout.rows.numel() == 0:  # nothing but padding, which the kernels refuse
-            return self.run_scan(x, states, steps)
-        return self._run_kernel(kernel, x, states, layout)
+            return self.run_scan(x, states, steps, drawn)
+        return self._run_kernel(kernel, x, states, layout, drawn)
 
     def run_scan(
-        self, x: torch.Tensor, states: States, steps: ValidSteps | None = None
+        self, x: torch.Tensor, states: States, steps: ValidSteps | None = None, drawn: Drawn | None = None
     ) -> tuple[torch.Tensor, States]:
         """The slow twin: the cell's equations step by step, a state standing still under padding."""
         outputs, finals = [], []
+        drawn = self.draw_weights() if drawn is None else drawn
         for index, direction in enumerate(self.directions):
-            w = self.weights(direction)
-            gates = F.linear(x, w.weight_ih, w.bias_ih).unbind(1)  # the input's part of all steps in one product
+            w = self.weights(direction, drawn)
+            gates = self.input_part(x, w).unbind(1)
             mask = None if steps is None else steps.mask[..., None].unbind(1)
             state, output = tuple(s[index] for s in states), list(gates)
             for t in range(len(gates))[:: -1 if direction else 1]:
@@ -178,25 +224,30 @@ class RecurrentLayer(GradientCheckpointingLayer):
 
     # -- torch's kernels -------------------------------------------------------------------------------------------
     def _run_one_step(
-        self, cell_kernel: Any, x: torch.Tensor, states: States, steps: ValidSteps | None
+        self, cell_kernel: Any, x: torch.Tensor, states: States, steps: ValidSteps | None, drawn: Drawn
     ) -> tuple[torch.Tensor, States]:
         """T = 1 through torch's one-step kernel, a third of the sequence kernel's cost."""
         old = tuple(state[0] for state in states)
-        new = cell_kernel(x[:, 0], old if len(old) > 1 else old[0], *self._flat_weights())
+        new = cell_kernel(x[:, 0], old if len(old) > 1 else old[0], *self._flat_weights(drawn))
         new = new if isinstance(new, tuple) else (new,)
         if steps is not None:
             new = tuple(torch.where(steps.mask, n, o) for n, o in zip(new, old, strict=True))
         return _blank(new[0][:, None], steps), tuple(state[None] for state in new)
 
     def _run_kernel(
-        self, kernel: tuple[Any, Any, int], x: torch.Tensor, states: States, layout: PackedLayout | None
+        self,
+        kernel: tuple[Any, Any, int],
+        x: torch.Tensor,
+        states: States,
+        layout: PackedLayout | None,
+        drawn: Drawn,
     ) -> tuple[torch.Tensor, States]:
         """T steps in one call; padded batches as a packed sequence, scattered back afterwards."""
         function = kernel[0]
-        if x.is_cuda and not _is_distributed() and not torch.is_autocast_enabled("cuda"):
+        if x.is_cuda and not drawn and not _is_distributed() and not torch.is_autocast_enabled("cuda"):
             self.flatten_parameters()  # loading straight to a GPU, or a copy, left the parameters one by one
         # cuDNN keeps what the backward pass needs only when told that this is training.
-        options = (self._flat_weights(), True, 1, 0.0, torch.is_grad_enabled(), len(self.directions) > 1)
+        options = (self._flat_weights(drawn), True, 1, 0.0, torch.is_grad_enabled(), len(self.directions) > 1)
         if layout is None:
             output, *final = function(x, _hx(states), *options, True)
             return output, tuple(final)
@@ -208,9 +259,9 @@ class RecurrentLayer(GradientCheckpointingLayer):
         states = tuple(old.index_copy(1, layout.rows, new) for old, new in zip(states, final, strict=True))
         return output.view(batch, length, -1), states
 
-    def _flat_weights(self) -> list[torch.Tensor]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return [getattr(self, name + direction) for direction in self.directions for name in names]
+    def _flat_weights(self, drawn: Drawn | None = None) -> list[torch.Tensor]:
+        both = [self.weights(direction, drawn) for direction in self.directions]
+        return [weight for w in both for weight in (w.weight_ih, w.weight_hh, w.bias_ih, w.bias_hh)]
 
     def flatten_parameters(self) -> None:
         """Let this layer's parameters share one block of memory, as cuDNN wants; on CUDA, and only when needed."""
@@ -248,6 +299,18 @@ class RecurrentLayer(GradientCheckpointingLayer):
                 init.uniform_(w.weight_hh, -bound, bound)
             init.copy_(w.bias_ih, self.initial_bias(config).flatten().to(w.bias_ih))
             init.zeros_(w.bias_hh)
+            for name in self.parameter_names:
+                if name.startswith("layernorm"):
+                    init.constant_(getattr(w, name), 0.0 if name.endswith("bias") else 1.0)
+
+
+def affine(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, gain: torch.Tensor | None = None
+) -> torch.Tensor:
+    """W x + b; with a gain LN(W x; gain, b), layer norm (Ba 2016) over all of W x."""
+    if gain is None:
+        return F.linear(x, weight, bias)
+    return F.layer_norm(F.linear(x, weight), gain.shape, gain, bias)
 
 
 def _is_distributed() -> bool:

@@ -1,16 +1,16 @@
 """Configuration of the Transformer decoder."""
 
+from ._configuration_patterns import AttentionPatternOptions
 from ._configuration_stack import StackConfig
-from ._configuration_transformer import TransformerOptions
 from ._versions import strict
 
 
 @strict
-class TransformerDecoderConfig(TransformerOptions, StackConfig):
+class TransformerDecoderConfig(AttentionPatternOptions, StackConfig):
     """Configuration of a [`TransformerDecoderModel`]: the GPT layout of Vaswani 2017's decoder.
 
-    Options shared by all architectures, and by all Transformers, are described in `_configuration*.py`. Defaults of the
-    latter are GPT-2's: learned positions, norms before the sub-layers, GELU.
+    Options shared by all architectures, and by all Transformers, are described in `_configuration*.py`. The defaults
+    are GPT-2's: learned positions, norms before the sub-layers, GELU.
 
     Example:
         >>> from hf_seqmodels import TransformerDecoderConfig, TransformerDecoderForCausalLM

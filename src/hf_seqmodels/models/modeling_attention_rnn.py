@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ._attention import AttentionPooling, AttentionScore, attend
-from ._base import RecurrentModel, SequencePreTrainedModel
+from ._base import RecurrentModel, RecurrentPreTrainedModel
 from ._heads import CausalLMHead, MaskedLMHead
 from ._heads_classification import (
     AudioClassificationHead,
@@ -18,6 +18,7 @@ from ._heads_classification import (
     SequenceClassificationHead,
     TokenClassificationHead,
 )
+from ._heads_series import TimeSeriesHead
 from ._heads_speech import CTCHead
 from ._outputs import AttentionPoolingOutput
 from ._recurrence import ValidSteps
@@ -55,20 +56,24 @@ class AttentionRNNLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        skip: torch.Tensor | None = None,
         steps: ValidSteps | None = None,
         past_key_values: Cache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, T, I) → y (B, T, D), zero under padding, and the weights (B, 1, T, S) over the S remembered steps."""
+        """(B, T, I) → y (B, T, D), zero under padding, and the weights (B, 1, T, S) over the S remembered steps.
+
+        `skip` (B, T, D) is added to y: a residual connection.
+        """
         cache: Any = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         memory = {} if cache is None else cache.read_states(hidden_states.dtype, hidden_states.device)
         hidden = self.rnn(hidden_states, steps=steps, past_key_values=past_key_values)
         if not self.attends:
-            return hidden, None
+            return hidden if skip is None else hidden + skip, None
         mask = None if steps is None else steps.mask
         output, weights, memory = self.attend_to_past(hidden, memory, mask)
         if cache is not None:
             cache.write_states(cache.states | memory, 0)  # the cell has written its own and counted the tokens
-        return output, weights
+        return output if skip is None else output + skip, weights
 
     def attend_to_past(
         self, hidden: torch.Tensor, memory: dict[str, torch.Tensor], mask: torch.Tensor | None
@@ -118,7 +123,7 @@ class AttentionRNNLayer(GradientCheckpointingLayer):
         }
 
 
-class AttentionRNNPreTrainedModel(SequencePreTrainedModel):
+class AttentionRNNPreTrainedModel(RecurrentPreTrainedModel):
     """Loading, saving and initialisation of the attention-RNN."""
 
     config: AttentionRNNConfig
@@ -186,6 +191,12 @@ class AttentionRNNForAudioClassification(AudioClassificationHead, AttentionRNNPr
     backbone_class = AttentionRNNModel
 
 
+class AttentionRNNForTimeSeriesPrediction(TimeSeriesHead, AttentionRNNPreTrainedModel):
+    """Attention-RNN that predicts the next step of a series."""
+
+    backbone_class = AttentionRNNModel
+
+
 __all__ = [
     "AttentionRNNForAudioClassification",
     "AttentionRNNForCTC",
@@ -193,6 +204,7 @@ __all__ = [
     "AttentionRNNForMaskedLM",
     "AttentionRNNForQuestionAnswering",
     "AttentionRNNForSequenceClassification",
+    "AttentionRNNForTimeSeriesPrediction",
     "AttentionRNNForTokenClassification",
     "AttentionRNNModel",
 ]

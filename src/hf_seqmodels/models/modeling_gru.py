@@ -4,10 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import GenerationMixin
 
-from ._base import RecurrentModel, SequencePreTrainedModel
+from ._base import RecurrentModel, RecurrentPreTrainedModel
 from ._heads import CausalLMHead, MaskedLMHead
 from ._heads_classification import (
     AudioClassificationHead,
@@ -15,8 +14,9 @@ from ._heads_classification import (
     SequenceClassificationHead,
     TokenClassificationHead,
 )
+from ._heads_series import TimeSeriesHead
 from ._heads_speech import CTCHead
-from ._recurrence import RecurrentLayer, States, chrono_bias
+from ._recurrence import RecurrentLayer, States, affine, chrono_bias
 from .configuration_gru import GRUConfig
 
 
@@ -30,6 +30,9 @@ class GRULayer(RecurrentLayer):
     h_t = (1 − z_t) ⊙ n_t + z_t ⊙ h_{t−1}               hidden state
 
     W is `weight_ih`, U is `weight_hh`; both products have torch's biases, of which b_n is the n part of `bias_hh`.
+
+    With `layer_norm=True` (Ba 2016, supplement) the four products are LN(W_rz x_t), LN(U_rz h_{t−1}), r and
+    z together, LN(W_n x_t) and LN(U_n …), with the gains `layernorm_ih` and `layernorm_hh` (3·D,).
     """
 
     state_names = ("h",)
@@ -42,20 +45,29 @@ class GRULayer(RecurrentLayer):
     def step(self, x: torch.Tensor, states: States, w: SimpleNamespace) -> States:
         """One step: x (B, 3·D) is W x_t + b_ih, the state is h (B, D)."""
         (h,) = states
-        width = self.hidden_size
-        x_rz, x_n = x.split((2 * width, width), dim=-1)
-        u_rz, u_n = w.weight_hh.split((2 * width, width))
-        b_rz, b_n = w.bias_hh.split((2 * width, width))
-        r, z = torch.sigmoid(x_rz + F.linear(h, u_rz, b_rz)).chunk(2, dim=-1)
+        x_rz, x_n = self._split(x, dim=-1)
+        (u_rz, u_n), (b_rz, b_n), (g_rz, g_n) = map(self._split, (w.weight_hh, w.bias_hh, w.layernorm_hh))
+        r, z = torch.sigmoid(x_rz + affine(h, u_rz, b_rz, g_rz)).chunk(2, dim=-1)
         if self.reset_after:
-            n = torch.tanh(x_n + r * F.linear(h, u_n, b_n))
+            n = torch.tanh(x_n + r * affine(h, u_n, b_n, g_n))
         else:
-            n = torch.tanh(x_n + F.linear(r * h, u_n, b_n))
+            n = torch.tanh(x_n + affine(r * h, u_n, b_n, g_n))
         return ((1 - z) * n + z * h,)
 
+    def input_part(self, x: torch.Tensor, w: SimpleNamespace) -> torch.Tensor:
+        """With layer norm the part of r and z, and the part of n, each normalised on its own."""
+        if not self.layer_norm:
+            return super().input_part(x, w)
+        parts = zip(*map(self._split, (w.weight_ih, w.bias_ih, w.layernorm_ih)), strict=True)
+        return torch.cat([affine(x, *part) for part in parts], dim=-1)
+
+    def _split(self, rows: torch.Tensor | None, dim: int = 0) -> tuple[Any, ...]:
+        """The rows of r and z, and those of n."""
+        return (None, None) if rows is None else rows.split((2 * self.hidden_size, self.hidden_size), dim)
+
     def kernel(self) -> tuple[Any, Any, int] | None:
-        """torch's kernels reset after the product only."""
-        return (torch.gru, torch.gru_cell, 3) if self.reset_after else None
+        """torch's kernels reset after the product only, and know no layer norm."""
+        return (torch.gru, torch.gru_cell, 3) if self.reset_after and not self.layer_norm else None
 
     def initial_bias(self, config: Any) -> torch.Tensor:
         """The update gate keeps from the start; chrono: b_z = log U(1, T_max − 1)."""
@@ -64,7 +76,7 @@ class GRULayer(RecurrentLayer):
         return bias
 
 
-class GRUPreTrainedModel(SequencePreTrainedModel):
+class GRUPreTrainedModel(RecurrentPreTrainedModel):
     """Loading, saving and initialisation of the GRU."""
 
     config: GRUConfig
@@ -121,6 +133,12 @@ class GRUForAudioClassification(AudioClassificationHead, GRUPreTrainedModel):
     backbone_class = GRUModel
 
 
+class GRUForTimeSeriesPrediction(TimeSeriesHead, GRUPreTrainedModel):
+    """GRU that predicts the next step of a series (Chung 2014)."""
+
+    backbone_class = GRUModel
+
+
 __all__ = [
     "GRUForAudioClassification",
     "GRUForCTC",
@@ -128,6 +146,7 @@ __all__ = [
     "GRUForMaskedLM",
     "GRUForQuestionAnswering",
     "GRUForSequenceClassification",
+    "GRUForTimeSeriesPrediction",
     "GRUForTokenClassification",
     "GRUModel",
 ]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import GenerationMixin
 from transformers import initialization as init
 
-from ._base import RecurrentModel, SequencePreTrainedModel
+from ._base import RecurrentModel, RecurrentPreTrainedModel
 from ._heads import CausalLMHead, MaskedLMHead
 from ._heads_classification import (
     AudioClassificationHead,
@@ -19,8 +19,9 @@ from ._heads_classification import (
     SequenceClassificationHead,
     TokenClassificationHead,
 )
+from ._heads_series import TimeSeriesHead
 from ._heads_speech import CTCHead
-from ._recurrence import RecurrentLayer, States, chrono_bias
+from ._recurrence import RecurrentLayer, States, affine, chrono_bias
 from .configuration_lstm import LSTMConfig
 
 
@@ -36,6 +37,10 @@ class LSTMLayer(RecurrentLayer):
 
     The peepholes V are diagonal, and present only with `peephole=True`: `peephole_i`, `peephole_f`, `peephole_o`,
     each (D,). W is `weight_ih`, U is `weight_hh`; both products have torch's biases.
+
+    With `layer_norm=True` (Ba 2016, supplement) the products are LN(W x_t) and LN(U h_{t−1}), each over
+    its four gates together, and h_t = o_t ⊙ tanh(LN(c_t)); peepholes see c itself. The gains are `layernorm_ih`,
+    `layernorm_hh` (4·D,) and `layernorm_c`, with `layernorm_c_bias` (D,); the products' biases are torch's.
     """
 
     state_names = ("h", "c")
@@ -52,7 +57,7 @@ class LSTMLayer(RecurrentLayer):
     def step(self, x: torch.Tensor, states: States, w: SimpleNamespace) -> States:
         """One step: x (B, 4·D) is W x_t + b_ih, the states are h and c, each (B, D)."""
         h, c = states
-        i, f, g, o = (x + F.linear(h, w.weight_hh, w.bias_hh)).chunk(4, dim=-1)
+        i, f, g, o = (x + affine(h, w.weight_hh, w.bias_hh, w.layernorm_hh)).chunk(4, dim=-1)
         if self.peephole:
             i = i + w.peephole_i * c
             f = f + w.peephole_f * c
@@ -60,12 +65,16 @@ class LSTMLayer(RecurrentLayer):
         c = f * c + i * g
         if self.peephole:
             o = o + w.peephole_o * c
-        h = torch.sigmoid(o) * torch.tanh(c)
+        content = F.layer_norm(c, c.shape[-1:], w.layernorm_c, w.layernorm_c_bias) if self.layer_norm else c
+        h = torch.sigmoid(o) * torch.tanh(content)
         return h, c
 
+    def layer_norm_shapes(self) -> dict[str, tuple[int, ...]]:
+        return super().layer_norm_shapes() | dict.fromkeys(("layernorm_c", "layernorm_c_bias"), (self.hidden_size,))
+
     def kernel(self) -> tuple[Any, Any, int] | None:
-        """torch's kernels know no peepholes."""
-        return None if self.peephole else (torch.lstm, torch.lstm_cell, 2)
+        """torch's kernels know no peepholes and no layer norm."""
+        return None if self.peephole or self.layer_norm else (torch.lstm, torch.lstm_cell, 2)
 
     def initial_bias(self, config: Any) -> torch.Tensor:
         """The forget gate open from the start (Jozefowicz 2015); chrono: b_f = log U(1, T_max − 1), b_i = −b_f."""
@@ -86,7 +95,7 @@ class LSTMLayer(RecurrentLayer):
                     init.zeros_(weight)
 
 
-class LSTMPreTrainedModel(SequencePreTrainedModel):
+class LSTMPreTrainedModel(RecurrentPreTrainedModel):
     """Loading, saving and initialisation of the LSTM."""
 
     config: LSTMConfig
@@ -143,6 +152,12 @@ class LSTMForAudioClassification(AudioClassificationHead, LSTMPreTrainedModel):
     backbone_class = LSTMModel
 
 
+class LSTMForTimeSeriesPrediction(TimeSeriesHead, LSTMPreTrainedModel):
+    """LSTM that predicts the next step of a series (Salinas 2020)."""
+
+    backbone_class = LSTMModel
+
+
 __all__ = [
     "LSTMForAudioClassification",
     "LSTMForCTC",
@@ -150,6 +165,7 @@ __all__ = [
     "LSTMForMaskedLM",
     "LSTMForQuestionAnswering",
     "LSTMForSequenceClassification",
+    "LSTMForTimeSeriesPrediction",
     "LSTMForTokenClassification",
     "LSTMModel",
 ]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationMixin
 
-from ._base import RecurrentModel, SequencePreTrainedModel
+from ._base import RecurrentModel, RecurrentPreTrainedModel
 from ._heads import CausalLMHead, MaskedLMHead
 from ._heads_classification import (
     AudioClassificationHead,
@@ -15,6 +15,7 @@ from ._heads_classification import (
     SequenceClassificationHead,
     TokenClassificationHead,
 )
+from ._heads_series import TimeSeriesHead
 from ._heads_speech import CTCHead
 from ._recurrence import RecurrentLayer, States
 from .configuration_rnn import RNNConfig
@@ -24,6 +25,9 @@ class RNNLayer(RecurrentLayer):
     """Elman 1990, with torch's two biases:
 
     h_t = tanh(W_ih x_t + b_ih + W_hh h_{t−1} + b_hh), or relu in place of tanh.
+
+    With `layer_norm=True` (Ba 2016, eq. 4), the gain being `layernorm`:
+    h_t = tanh(LN(W_ih x_t + W_hh h_{t−1}) + b_ih + b_hh)
     """
 
     state_names = ("h",)
@@ -36,14 +40,27 @@ class RNNLayer(RecurrentLayer):
     def step(self, x: torch.Tensor, states: States, w: SimpleNamespace) -> States:
         """One step: x (B, D) is W_ih x_t + b_ih, the state is h (B, D)."""
         (h,) = states
-        a = x + F.linear(h, w.weight_hh, w.bias_hh)
+        if self.layer_norm:
+            a = F.layer_norm(x + F.linear(h, w.weight_hh), h.shape[-1:], w.layernorm, w.bias_ih + w.bias_hh)
+        else:
+            a = x + F.linear(h, w.weight_hh, w.bias_hh)
         return (torch.relu(a) if self.relu else torch.tanh(a),)
 
-    def kernel(self) -> tuple[Any, Any, int]:
+    def input_part(self, x: torch.Tensor, w: SimpleNamespace) -> torch.Tensor:
+        """The norm is over the sum of both products, so the biases wait for it."""
+        return F.linear(x, w.weight_ih) if self.layer_norm else super().input_part(x, w)
+
+    def layer_norm_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"layernorm": (self.hidden_size,)}
+
+    def kernel(self) -> tuple[Any, Any, int] | None:
+        """torch's kernels know no layer norm."""
+        if self.layer_norm:
+            return None
         return (torch.rnn_relu, torch.rnn_relu_cell, 0) if self.relu else (torch.rnn_tanh, torch.rnn_tanh_cell, 1)
 
 
-class RNNPreTrainedModel(SequencePreTrainedModel):
+class RNNPreTrainedModel(RecurrentPreTrainedModel):
     """Loading, saving and initialisation of the RNN."""
 
     config: RNNConfig
@@ -100,6 +117,12 @@ class RNNForAudioClassification(AudioClassificationHead, RNNPreTrainedModel):
     backbone_class = RNNModel
 
 
+class RNNForTimeSeriesPrediction(TimeSeriesHead, RNNPreTrainedModel):
+    """RNN that predicts the next step of a series (Boulanger-Lewandowski 2012)."""
+
+    backbone_class = RNNModel
+
+
 __all__ = [
     "RNNForAudioClassification",
     "RNNForCTC",
@@ -107,6 +130,7 @@ __all__ = [
     "RNNForMaskedLM",
     "RNNForQuestionAnswering",
     "RNNForSequenceClassification",
+    "RNNForTimeSeriesPrediction",
     "RNNForTokenClassification",
     "RNNModel",
 ]

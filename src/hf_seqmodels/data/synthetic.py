@@ -1,0 +1,142 @@
+"""Synthetic tasks: data sets made in code, seeded, with a chance level that can be counted.
+
+One function makes one example (`synthetic_text.py`, `synthetic_tags.py`, `synthetic_frames.py`); `SYNTHETIC` below
+says for each task what goes in, what comes out and what guessing reaches; `make_synthetic` draws the three splits.
+A new task is one such function and one line here, a name in `arguments.DATASETS`, and a recipe.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from . import synthetic_frames as frames
+from . import synthetic_tags as tags
+from . import synthetic_text as text
+from .symbols import EOS, MASK, PAD, SPECIAL
+
+Row = Mapping[str, Any]
+SPLITS = ("train", "validation", "test")
+# After so many draws in a row that stand in another split, there are too few different examples.
+PATIENCE = 1_000
+
+
+@dataclass(frozen=True)
+class SyntheticTask:
+    """One task.
+
+    Attributes:
+        example: (random generator, length) → one example, columns as the task's collator reads them.
+        length: default of the length, in whatever the example's function counts.
+        chance: the share that the best guess without the input gets right, of what `measure` counts; where the
+            measure is an error or a loss, the value that the named guess reaches.
+        measure: the score that `chance` is about.
+        symbols: the vocabulary without special tokens; empty where the input is no text.
+        labels: names of the classes, for classification.
+        easier: makes the training examples where they differ from the others (a curriculum).
+    """
+
+    example: Callable[[np.random.Generator, int], Row]
+    length: int
+    chance: float
+    measure: str
+    symbols: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    easier: Callable[[np.random.Generator, int], Row] | None = None
+
+
+SYNTHETIC: dict[str, SyntheticTask] = {
+    "reverse": SyntheticTask(text.reverse, 20, text.CHANCE_REVERSE, "exact_match", text.LETTERS),
+    "prefixed": SyntheticTask(text.prefixed, 8, text.CHANCE_PREFIXED, "exact_match", text.PREFIXED),
+    "selective_copy": SyntheticTask(text.selective_copy, 40, text.CHANCE_COPY, "accuracy", text.COPY_SYMBOLS),
+    "next_token": SyntheticTask(text.next_token, 64, text.CHANCE_BITS, "bits_per_token", text.MARKOV_SYMBOLS),
+    "cloze": SyntheticTask(text.cloze, 8, text.CHANCE_CLOZE, "accuracy", text.CLOZE_SYMBOLS),
+    "parity": SyntheticTask(tags.parity, 40, 1 / 2, "accuracy", tags.BITS, ("even", "odd"), tags.parity_up_to),
+    "recall": SyntheticTask(tags.recall, 256, tags.CHANCE_RECALL, "accuracy", tags.RECALL_SYMBOLS, tags.VALUES),
+    "lookahead_tags": SyntheticTask(tags.lookahead_tags, 30, 1 / 2, "accuracy", tags.BITS, ("even", "odd")),
+    "bracketed_tags": SyntheticTask(
+        tags.bracketed_tags, 20, tags.CHANCE_BRACKETED, "accuracy", tags.BRACKETED_WORDS, tags.BRACKETED_TAGS
+    ),
+    "nested_brackets": SyntheticTask(
+        tags.nested_brackets, 48, tags.CHANCE_NESTED, "accuracy", tags.BRACKETS, tags.CLOSING
+    ),
+    "spike_timing": SyntheticTask(tags.spike_timing, 12, 1 / 2, "exact_match", tags.SPIKE_SYMBOLS, ("none", "spike")),
+    "moving_squares": SyntheticTask(frames.moving_squares, 10, frames.LAST_FRAME_MSE, "mse"),
+}
+
+
+def make_synthetic(
+    name: str, num_examples: int = 10_000, length: int | None = None, seed: int = 0
+) -> tuple[DatasetDict, PreTrainedTokenizerBase | None]:
+    """The splits train (`num_examples`), validation and test (a tenth each), and the tokenizer of the symbols.
+
+    No input of one split stands in another; within a split it may stand twice. The same arguments give the same
+    examples everywhere, and test does not depend on `num_examples` beyond its size.
+
+    Raises:
+        ValueError: unknown task, fewer than 10 examples, a length the task cannot have, or too few different examples.
+    """
+    if name not in SYNTHETIC:
+        raise ValueError(f"there is no synthetic task '{name}': it must be one of {', '.join(SYNTHETIC)}")
+    if num_examples < 10:
+        raise ValueError(f"num_examples={num_examples} is out of range: it must be at least 10; try 1000")
+    task = SYNTHETIC[name]
+    length = task.length if length is None else length
+    seen: dict[bytes, str] = {}
+    splits = {}
+    for split in reversed(SPLITS):
+        rng = np.random.default_rng([seed, zlib.crc32(f"{name} {split}".encode())])
+        draw = task.easier if split == "train" and task.easier else task.example
+        rows = []
+        misses = 0
+        while len(rows) < (num_examples if split == "train" else num_examples // 10):
+            row = draw(rng, length)
+            if seen.setdefault(_input(row), split) == split:
+                rows.append(row)
+                misses = 0
+            elif (misses := misses + 1) > PATIENCE:
+                raise ValueError(
+                    f"{name} with length={length} has too few different examples for {num_examples}; "
+                    "raise length or lower num_examples"
+                )
+        splits[split] = _dataset(rows)
+    ordered = DatasetDict({split: splits[split] for split in SPLITS})
+    return ordered, symbol_tokenizer(task.symbols) if task.symbols else None
+
+
+def _input(row: Row) -> bytes:
+    """What must not stand in two splits."""
+    return np.asarray(row["input_ids"] if "input_ids" in row else row["frames"]).tobytes()
+
+
+def _dataset(rows: list[Row]) -> Dataset:
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    if "frames" in columns:  # arrays of one size: kept as numbers, not as nested lists
+        stacked = np.stack(columns.pop("frames"))
+        shape = list(stacked.shape[1:])
+        dataset = Dataset.from_dict({"frames": list(stacked.reshape(len(stacked), -1)), "shape": [shape] * len(rows)})
+        return dataset.with_format("numpy")
+    return Dataset.from_dict(columns)
+
+
+def symbol_tokenizer(symbols: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    """One token per symbol; symbols stand apart by spaces ("a b c"). Ids 0–3 are pad, unknown, end and mask."""
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *symbols])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[1]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=SPECIAL[PAD],
+        unk_token=SPECIAL[1],
+        eos_token=SPECIAL[EOS],
+        mask_token=SPECIAL[MASK],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
