@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo results test test-slow test-table check common-tests gpu-check clean
+.PHONY: help demo results test test-slow test-table check common-tests gpu-check attention-memory smoke-learning clean
 help:
 	@echo "make demo          train five architectures on the same text and compare them (about 5 minutes on 2 cores)"
 	@echo "make results       the demo and all other recipes, then their numbers into results/, the README and the recipes"
@@ -17,6 +17,8 @@ help:
 	@echo "make test-table    all tests, and the README's table architecture × head from them"
 	@echo "make check         ruff, mypy, and the wheel in a clean environment"
 	@echo "make common-tests  transformers' own tests on our architectures (downloads its source once)"
+	@echo "make attention-memory  memory of the attention patterns by length of the text, into results/ (half a minute)"
+	@echo "make smoke-learning  does every system learn? synthetic tasks, results/learning/ (under 45 minutes on 2 cores)"
 	@echo "make gpu-check     what only a GPU can show (up to 8 minutes)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -55,6 +57,16 @@ common-tests: $(VENV)/.installed
 
 gpu-check: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python tests/gpu/gpu_check.py
+
+attention-memory: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python -m hf_seqmodels.evaluation.attention_memory results/attention_memory.csv
+
+# One check at a time, each of a few minutes; a miss is recorded and the others run all the same.
+CHECKS ?= $(shell sed -n 's/^    "\([a-z_]*\)": Check(/\1/p' src/hf_seqmodels/learning/checks.py)
+smoke-learning: $(VENV)/.installed
+	missed=0; for check in $(CHECKS); do \
+	  $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m hf_seqmodels.learning --only $$check --checkout . || missed=1; done; \
+	exit $$missed
 
 clean:
 	rm -rf $(VENV) build dist runs .cache .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -25,6 +25,7 @@ from .data import (
     SequenceClassificationCollator,
     TokenCollator,
     build_character_tokenizer,
+    chance_level,
     content_hash,
     load_pydoc_topics,
     load_text_files,
@@ -112,7 +113,8 @@ def _load_synthetic(config: RunConfig) -> RunData:
     if task.labels:
         decided["id2label"] = dict(enumerate(task.labels))
         decided["label2id"] = {label: number for number, label in enumerate(task.labels)}
-    return RunData(dict(splits), tokenizer, content_hash(splits), options=decided, chance={task.measure: task.chance})
+    chance = {task.measure: chance_level(wanted.dataset, splits["test"])}
+    return RunData(dict(splits), tokenizer, content_hash(splits), options=decided, chance=chance)
 
 
 # ---- scores -----------------------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hf_seqmodels.recipes import find_config, list_configs
 
-from hf_seqmodels import ARCHITECTURES, cli
-from hf_seqmodels.arguments import ConfigError
+from hf_seqmodels import ARCHITECTURES, cli, tasks
+from hf_seqmodels.arguments import DATASETS, TASKS, ConfigError
 from hf_seqmodels.config import parse
+from hf_seqmodels.models import HEADS
+from hf_seqmodels.recipes import find_config, list_configs
 
 RECIPE = """
 task: causal-lm
@@ -138,3 +139,64 @@ def test_list_shows_every_recipe_and_architecture(capsys):
     assert cli.main(["list"]) == 0
     first_words = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert first_words == {*list_configs(), *ARCHITECTURES}
+
+
+TAGS = """
+task: token-classification
+model_type: seq_lstm
+model: {hidden_size: 12, crf: true}
+data: {dataset: bracketed_tags, num_examples: 50, length: 8, examples_seed: 3}
+"""
+
+
+def test_a_task_of_its_own(recipe):
+    config = parse(recipe(TAGS))
+    assert config.run.task == "token-classification" and config.model["crf"] is True
+    assert (config.data.num_examples, config.data.length, config.data.examples_seed) == (50, 8, 3)
+    Path("again.yaml").write_text(config.to_yaml())
+    assert parse(["--config", "again.yaml"]).values == config.values
+
+
+def test_the_table_of_tasks_is_the_same_in_every_layer():
+    assert set(tasks.TASKS) == set(TASKS) == set(DATASETS.values())
+    assert {task: HEADS[task] for task in TASKS} == TASKS
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("token-classification", "token-clasification", "is not a choice: did you mean 'token-classification'"),
+        (
+            "token-classification",
+            "causal-lm",
+            "dataset=bracketed_tags teaches token-classification and not task=causal",
+        ),
+        (
+            "bracketed_tags",
+            "parity",
+            "teaches sequence-classification and not task=token-classification; use --dataset",
+        ),
+        ("bracketed_tags", "bracket_tags", "dataset='bracket_tags' is not a choice; use one of 'pydoc_topics', "),
+        ("dataset: bracketed_tags, ", "", "dataset=pydoc_topics teaches causal-lm and not task=token-classification"),
+        ("num_examples: 50", "num_examples: 9", "num_examples=9 is out of range; num_examples must be at least 10"),
+        ("length: 8", "length: 0", "length=0 is out of range; length must be at least 1"),
+        (
+            "length: 8",
+            "train_file: recipe.yaml, validation_file: recipe.yaml, test_file: recipe.yaml",
+            "train_file does",
+        ),
+        ("token-classification", "seq2seq-lm", "architecture 'seq_lstm' has no model for seq2seq-lm"),
+    ],
+)
+def test_a_wrong_task_is_refused(recipe, old, new, message):
+    assert old in TAGS
+    with pytest.raises(ConfigError) as error:
+        parse(recipe(TAGS.replace(old, new, 1)))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_options_of_made_examples_do_not_apply_to_text(recipe):
+    with pytest.raises(
+        ConfigError, match=r"length does not apply: dataset=pydoc_topics is text as it is; leave length"
+    ):
+        parse([*recipe(), "--length", "5"])

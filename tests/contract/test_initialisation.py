@@ -138,7 +138,7 @@ def test_reload_gives_every_tensor_back(case, head, dtype, tmp_path):
         assert torch.equal(actual[name], value), name
 
 
-HEADS = {"score.weight", "score.bias", "pooling.weight"}
+HEADS = {"score.weight", "score.bias", "pooling.weight", "pooler.weight", "pooler.bias"}
 
 
 @each_dtype

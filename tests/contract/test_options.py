@@ -7,7 +7,25 @@ import pytest
 import torch
 
 from hf_seqmodels.models import ARCHITECTURES
-from model_table import CASES, SIZES, Case, build, each_case_and_head, make_ids, make_mask, output_of
+from hf_seqmodels.models._configuration_patterns import AttentionPatternOptions
+from hf_seqmodels.models._configuration_stack import StackConfig
+from model_table import (
+    CASES,
+    Case,
+    build,
+    each_case_and_plain_head,
+    make_inputs,
+    make_labels,
+    make_mask,
+    make_masks,
+    output_of,
+)
+from model_table import (
+    RECURRENT as RECURRENT_ARCHITECTURES,
+)
+
+TINY_BERT = {"model_type": "bert", "vocab_size": 23, "hidden_size": 12, "num_hidden_layers": 1}
+TINY_BERT |= {"num_attention_heads": 2, "intermediate_size": 14, "max_position_embeddings": 20}
 
 RECURRENT = {
     "weight_init": ["orthogonal", "uniform"],
@@ -17,7 +35,18 @@ RECURRENT = {
     "embedding_size": [7, 12],
     "tie_word_embeddings": [False, True],
     "dropout": [0.0, 0.3],
+    "input_dropout": [0.0, 0.3],
+    "output_dropout": [0.0, 0.3],
+    "variational_dropout": [False, True],
+    "embedding_dropout": [0.0, 0.1],
+    "weight_drop": [0.0, 0.3],
+    "weight_noise": [0.0, 0.075],
+    "activation_reg": [0.0, 2],
+    "temporal_activation_reg": [0.0, 1.0],
+    "layer_norm": [False, True],
+    "residual": [False, True],
 }
+WITH_ENCODER = {"freeze_encoder": [False, True]}  # tried together with `encoder`
 NO_GATE_FOR_CHRONO = RECURRENT | {"bias_init": ["constant"]}
 TRANSFORMER = {
     "positions": ["learned", "sinusoidal", "rotary"],
@@ -48,12 +77,14 @@ OPTIONS = {
     },
     "seq_transformer_decoder": TRANSFORMER,
 }
+# Architectures whose options are tried in tests of their own.
+ELSEWHERE = {"seq_conv_lstm", "seq_attention_rnn_seq2seq", "seq_transformer", "seq_transformer_encoder"}
 # The whole product of these is the slow table; the other options are tried one at a time.
 SHAPES = ("bidirectional", "num_hidden_layers", "tie_word_embeddings")
 PRODUCT = {
-    "seq_rnn": ("nonlinearity", "weight_init", *SHAPES),
-    "seq_lstm": ("peephole", "weight_init", "bias_init", *SHAPES),
-    "seq_gru": ("reset_after", "weight_init", "bias_init", *SHAPES),
+    "seq_rnn": ("nonlinearity", "layer_norm", "weight_init", *SHAPES),
+    "seq_lstm": ("peephole", "layer_norm", "weight_init", "bias_init", *SHAPES),
+    "seq_gru": ("reset_after", "layer_norm", "weight_init", "bias_init", *SHAPES),
     "seq_attention_rnn": ("cell", "score", "window", "peephole", "reset_after", *SHAPES),
     "seq_transformer_decoder": (
         "positions", "norm", "norm_position", "hidden_act", "attn_implementation", "tie_word_embeddings",
@@ -80,25 +111,28 @@ def combined_options():
 
 
 def check_training(case: Case, head: str, **options) -> None:
-    """Forward, loss and backward on a padded batch; every parameter gets a gradient."""
-    model, ids, mask = build(case, head, **options), make_ids(5, 8), make_mask("mixed")
-    labels = torch.arange(5) % SIZES["num_labels"]
-    if head != "sequence-classification":
-        labels = torch.where(mask.bool(), ids % SIZES["num_labels"], -100)
-    outputs = model(ids, attention_mask=mask, **({} if head == "backbone" else {"labels": labels}))
+    """Forward, loss and backward on a padded batch; every parameter gets a gradient, and in training nothing fails."""
+    model, mask = build(case, head, **options), make_mask("mixed")
+    inputs, labels = make_inputs(case, head), make_labels(case, head, mask)
+    outputs = model(**inputs, **make_masks(inputs, mask), **labels)
     assert torch.isfinite(output_of(outputs)).all()
-    loss = output_of(outputs).square().sum() if head == "backbone" else outputs.loss
+    loss = outputs.loss if labels else output_of(outputs).square().sum()
     assert torch.isfinite(loss)
     loss.backward()
-    names = [name for name, _ in model.named_parameters()]
-    without = [name for name in names if model.get_parameter(name).grad is None]
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    without = [name for name in trained if model.get_parameter(name).grad is None]
     assert not without, f"no gradient for {without}"
-    zero = [name for name in names if not model.get_parameter(name).grad.any()]
+    zero = [name for name in trained if not model.get_parameter(name).grad.any()]
     assert not zero, f"nothing but zeros for {zero}"
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+    assert all(torch.isfinite(model.get_parameter(name).grad).all() for name in trained)
+    if options:
+        outputs = model.train()(**inputs, **make_masks(inputs, mask), **labels)
+        loss = outputs.loss if labels else output_of(outputs).square().sum()
+        loss.backward()
+        assert all(torch.isfinite(model.get_parameter(name).grad).all() for name in trained)
 
 
-@each_case_and_head
+@each_case_and_plain_head
 def test_every_parameter_gets_a_gradient(case, head):
     check_training(case, head)
 
@@ -113,6 +147,18 @@ def test_every_option_value(architecture, options):
         check_training(Case(architecture, "plain"), head, **options)
 
 
+@pytest.mark.parametrize("freeze", WITH_ENCODER["freeze_encoder"])
+@pytest.mark.parametrize("architecture", RECURRENT_ARCHITECTURES)
+def test_encoder_options(architecture, freeze):
+    """An encoder's keys have no gradient of their own to speak of (a softmax does not see their bias)."""
+    options = {"encoder": TINY_BERT, "freeze_encoder": freeze, "embedding_size": None}
+    model = build(Case(architecture, "plain"), "sequence-classification", **options).train()
+    inputs = make_inputs(Case(architecture, "plain"), "sequence-classification")
+    model(**inputs, labels=torch.arange(5) % 3).loss.backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert without == {name for name in model.state_dict() if freeze and name.startswith("model.encoder.")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "options"), combined_options())
 def test_every_combination_of_options(architecture, options):
@@ -122,17 +168,24 @@ def test_every_combination_of_options(architecture, options):
 
 def test_the_tables_are_whole():
     """A new option or architecture must be added above."""
-    assert OPTIONS.keys() == PRODUCT.keys() == ARCHITECTURES.keys()
+    assert OPTIONS.keys() == PRODUCT.keys() == WRONG_OWN.keys()
+    assert ARCHITECTURES.keys() <= OPTIONS.keys() | ELSEWHERE
     assert len(CASES) >= 23
-    sizes = {"vocab_size", "hidden_size", "classifier_dropout", "initializer_range", "use_cache", "chrono_max_time"}
+    sizes = {"vocab_size", "hidden_size", "initializer_range", "use_cache", "chrono_max_time"}
     sizes |= {"pad_token_id", "bos_token_id", "eos_token_id", "max_position_embeddings", "num_hidden_layers"}
-    for name, architecture in ARCHITECTURES.items():
+    sizes |= set(inspect.get_annotations(StackConfig))  # the options of heads, which have tests of their own
+    for name in OPTIONS:
         own = set()
-        for cls in architecture.config.__mro__:
+        for cls in ARCHITECTURES[name].config.__mro__:
             if cls.__module__.startswith("hf_seqmodels"):
                 own |= set(inspect.get_annotations(cls))
-        cell_options = {"forget_bias", "update_bias"} if name == "seq_attention_rnn" else set()
-        assert own - sizes - cell_options == OPTIONS[name].keys() - {"num_hidden_layers", "attn_implementation"}, name
+        elsewhere = {"forget_bias", "update_bias"} if name == "seq_attention_rnn" else set()
+        if name == "seq_transformer_decoder":  # attention patterns, and layouts of imported models
+            elsewhere |= {"head_dim", "use_bias", "final_norm", *inspect.get_annotations(AttentionPatternOptions)}
+            elsewhere |= {"relative_attention_num_buckets", "relative_attention_max_distance"}
+        if name in RECURRENT_ARCHITECTURES:
+            elsewhere |= {"encoder", *WITH_ENCODER}
+        assert own - sizes - elsewhere == OPTIONS[name].keys() - {"num_hidden_layers", "attn_implementation"}, name
 
 
 WRONG = [
@@ -142,6 +195,9 @@ WRONG = [
 ]  # fmt: skip
 WRONG_RECURRENT = [
     ("embedding_size", 0), ("weight_init", "zeros"), ("bias_init", "random"), ("chrono_max_time", 2),
+    ("input_dropout", 1.0), ("output_dropout", -0.1), ("embedding_dropout", 1), ("weight_drop", 1.5),
+    ("weight_drop", float("nan")), ("weight_noise", -0.1), ("weight_noise", float("inf")), ("activation_reg", -1),
+    ("activation_reg", float("nan")), ("temporal_activation_reg", float("inf")), ("freeze_encoder", True),
 ]  # fmt: skip
 WRONG_OWN = {
     "seq_rnn": [("nonlinearity", "gelu"), ("bias_init", "chrono")],
@@ -150,7 +206,7 @@ WRONG_OWN = {
     "seq_attention_rnn": [("cell", "conv"), ("score", "cosine"), ("window", 0)],
     "seq_transformer_decoder": [
         ("num_attention_heads", 5), ("num_attention_heads", 0), ("norm", "batchnorm"), ("norm_position", "middle"),
-        ("positions", "alibi"), ("hidden_act", "relu"), ("max_position_embeddings", 0), ("rope_theta", 0),
+        ("positions", "alibi"), ("hidden_act", "tanh"), ("max_position_embeddings", 0), ("rope_theta", 0),
         ("norm_eps", 0), ("attention_dropout", 1.0), ("intermediate_size", 0),
     ],
 }  # fmt: skip
@@ -176,7 +232,10 @@ def test_wrong_value_is_refused(architecture, option, value):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_wrong_type_is_refused(architecture):
-    for option, value in (("hidden_size", "many"), ("hidden_size", 2.5), ("dropout", "0.1"), ("use_cache", "yes")):
+    wrong = [("hidden_size", "many"), ("hidden_size", 2.5), ("dropout", "0.1"), ("use_cache", "yes")]
+    if architecture in RECURRENT_ARCHITECTURES:
+        wrong += [("layer_norm", 1), ("residual", "no"), ("weight_drop", "0.5"), ("encoder", "roberta-base")]
+    for option, value in wrong:
         with pytest.raises(Exception, match=option):
             ARCHITECTURES[architecture].config(**{option: value})
 

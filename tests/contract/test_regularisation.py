@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_seqmodels.models._recurrence import find_valid_steps
-from hf_seqmodels.models._regularisation import LockedDropout
+from hf_seqmodels.models._regularisation import LockedDropout, activation_penalty
 from model_table import (
     CELLS,
     RECURRENT,
@@ -299,6 +299,21 @@ def test_activation_regularisation(architecture, penalty, padding):
         with_penalty.backward(retain_graph=True)
         assert_same_gradients(named_gradients(model), named_gradients(bare), 1e-6, "activation regularisation")
     assert torch.equal(model.eval()(ids, labels=ids).loss, bare.eval()(ids, labels=ids).loss)
+
+
+@pytest.mark.parametrize("padding", ["none", "mixed", "holes"])
+def test_penalty_of_each_token(padding):
+    """(B, T): a row's last token has no change to a next one, wherever it stands, and padding has nothing."""
+    mask = make_mask(padding)
+    hidden, dropped = (torch.randn(B, T, D) for _ in range(2))
+    expected = torch.zeros(B, T)
+    for row in range(B):
+        tokens = [t for t in range(T) if mask[row, t]]
+        for t, after in zip(tokens, [*tokens[1:], None], strict=True):
+            expected[row, t] = 2.0 * dropped[row, t].pow(2).mean()
+            if after is not None:
+                expected[row, t] += 1.5 * (hidden[row, t] - hidden[row, after]).pow(2).mean()
+    assert_close(activation_penalty(hidden, dropped, mask.bool(), 2.0, 1.5), expected, 1e-6, "penalty")
 
 
 def test_activation_regularisation_accumulates():

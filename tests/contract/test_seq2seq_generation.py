@@ -50,6 +50,24 @@ def test_scores_equal_the_uncached_forward_pass(system, mode):
     assert_close(result.sequences_scores, scores, 1e-5, "generation seq2seq")
 
 
+@pytest.mark.parametrize("mode", ["greedy", "beam several"])
+def test_from_what_the_encoder_returned(mode):
+    model, (ids, mask) = build_system("luong"), build_source()
+    encoded = model.get_encoder()(ids, attention_mask=mask)
+    expected = generate(model, ids, mask, **MODES[mode])
+    actual = generate(model, None, mask, encoder_outputs=encoded, **MODES[mode])
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert_close(torch.stack(actual.logits), torch.stack(expected.logits), 1e-5, "generation seq2seq")
+
+
+def test_a_target_read_in_chunks_is_refused():
+    """transformers would cut the source's mask to the target's chunks; it must not pass unnoticed."""
+    model, (ids, mask) = build_system("plain"), build_source()
+    target = torch.cat([torch.ones(5, 1, dtype=torch.long), make_ids(5, 4, seed=2)], dim=1)
+    with pytest.raises(ValueError, match=r"attention_mask of shape \(5, 2\) does not fit"):
+        generate(model, ids, mask, decoder_input_ids=target, prefill_chunk_size=2)
+
+
 @pytest.mark.parametrize("mode", ["greedy", "beam several", "beam-sample"])
 @each_system
 def test_every_step_equals_generation_without_a_cache(system, mode):

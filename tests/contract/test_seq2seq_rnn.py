@@ -209,6 +209,19 @@ def test_alignment_follows_the_source():
     assert weights.argmax(-1).tolist() == [[4, 1]]
 
 
+def test_stacked_decoder_asks_with_its_top_layer():
+    """Bahdanau's s_{t−1} in a stack: the first token's weights depend on the top layer's initial state alone."""
+    decoder = build_system("additive_rnn").model.decoder
+    source, x = decoder.attention.prepare(torch.randn(1, 4, 6), None), torch.randn(1, 1, 5)
+    low, top, other = torch.randn(3, 1, 1, 6).unbind(0)
+    first, same, different = (
+        decoder.run_steps(x, None, [(below,), (above,)], None, source)[2]
+        for below, above in ((low, top), (other, top), (low, other))
+    )
+    assert torch.equal(first, same)
+    assert not torch.allclose(first, different)
+
+
 # -- initial values and the bridge ------------------------------------------------------------------------------------
 def test_bridge():
     """One direction: the encoder's states as they are, the top layers aligned. Two: tanh of a linear layer each."""
@@ -274,6 +287,12 @@ def test_bad_input_is_named():
         },
         "token id 99 is outside the vocabulary of 23": {"input_ids": ids, "decoder_input_ids": target + 99 - target},
         "label 23 is outside the vocabulary of 23": {"input_ids": ids, "labels": target - target + 23},
+        r"labels of shape \(2, 4\) do not fit decoder inputs of \(2, 3\)": {
+            "input_ids": ids,
+            "decoder_input_ids": target,
+            "labels": ids,
+        },
+        "holds no tokens": {"input_ids": ids, "labels": target[:, :0]},
         "2 sources do not fit 1 targets": {"input_ids": ids, "decoder_input_ids": target[:1]},
         "attention_mask has 3 columns for 4 tokens|does not fit 4 positions": {
             "input_ids": ids,

@@ -51,7 +51,7 @@ def check_equal(model, full, inputs: dict, pairs: torch.Tensor, dtype: torch.dty
     mask = torch.zeros(pairs.shape, dtype=dtype).masked_fill(~pairs, torch.finfo(dtype).min)[:, None]
     results = []
     for network, given in ((model, inputs), (full, {"attention_mask": mask})):
-        output = network(ids, **given).last_hidden_state
+        output = network(ids, use_cache=False, **given).last_hidden_state
         torch.manual_seed(0)
         (output * torch.randn(output.shape).to(dtype)).sum().backward()
         results.append((output, named_gradients(network)))

@@ -6,7 +6,15 @@ import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 from torch.utils.data import DataLoader
 
-from hf_seqmodels.data import CausalLMCollator, content_hash, window_dataset
+from hf_seqmodels.data import (
+    CausalLMCollator,
+    FramesCollator,
+    Seq2SeqCollator,
+    SequenceClassificationCollator,
+    content_hash,
+    make_synthetic,
+    window_dataset,
+)
 
 
 def test_pads_on_the_right_and_masks():
@@ -99,3 +107,48 @@ def test_hash_of_splits_ignores_their_order():
 def test_hash_of_a_stream_is_refused():
     with pytest.raises(TypeError, match="cannot hash a IterableDataset"):
         content_hash(make_dataset().to_iterable_dataset())
+
+
+def test_source_and_target_are_padded_apart():
+    rows = [{"input_ids": [5, 6, 7], "labels": [8]}, {"input_ids": [5], "labels": [6, 7, 2]}]
+    batch = Seq2SeqCollator(pad_token_id=0)(rows)
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[5, 6, 7], [5, 0, 0]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+        "labels": [[8, -100, -100], [6, 7, 2]],
+    }
+
+
+def test_one_class_for_each_row():
+    batch = SequenceClassificationCollator(pad_token_id=9)(
+        [{"input_ids": [5, 6], "labels": 1}, {"input_ids": [7], "labels": 0}]
+    )
+    assert batch["labels"].tolist() == [1, 0] and batch["input_ids"].tolist() == [[5, 6], [7, 9]]
+
+
+@pytest.mark.parametrize(
+    ("collator", "row", "message"),
+    [
+        (Seq2SeqCollator, {"input_ids": [], "labels": [1]}, "no source or no target"),
+        (Seq2SeqCollator, {"input_ids": [1], "labels": []}, "no source or no target"),
+        (Seq2SeqCollator, {"input_ids": [11], "labels": [1]}, "token id 11 is outside the vocabulary"),
+        (SequenceClassificationCollator, {"input_ids": [], "labels": 1}, "no input_ids"),
+    ],
+)
+def test_other_bad_rows_are_refused(collator, row, message):
+    with pytest.raises(ValueError, match=message):
+        collator(pad_token_id=0, vocab_size=10)([row])
+
+
+def test_frames_for_models_of_pictures_and_of_series():
+    frames = make_synthetic("moving_squares", 10, length=3)[0]["train"]
+    pictures = FramesCollator("pixel_values")([frames[0], frames[1]])
+    series = FramesCollator("past_values")([frames[0], frames[1]])
+    assert {name: tuple(tensor.shape) for name, tensor in pictures.items()} == {
+        "pixel_values": (2, 3, 1, 16, 16),
+        "future_values": (2, 3, 1, 16, 16),
+    }
+    assert torch.equal(series["past_values"], pictures["pixel_values"].flatten(2))
+    assert torch.equal(series["future_values"], pictures["future_values"].flatten(2))
+    whole = torch.as_tensor(frames[1]["frames"]).view(6, 1, 16, 16)
+    assert torch.equal(torch.cat([pictures["pixel_values"][1], pictures["future_values"][1]]), whole)

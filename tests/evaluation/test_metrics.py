@@ -14,14 +14,15 @@ def refuse(*args, **kwargs):
     raise AssertionError("a metric opened a connection")
 socket.socket.connect = refuse
 from hf_seqmodels.metrics import METRICS, load_metric
-rows = {"accuracy": [1, 2], "f1": [1, 2], "token_accuracy": [[1, 2]], "bits_per_token": [0, 1]}
+rows = {"accuracy": [1, 2], "f1": [1, 2], "bits_per_token": [0, 1]}
+rows |= {"token_accuracy": [[1, 2]], "exact_match": [[1, 2]]}
 for name in METRICS:
     print(json.dumps(load_metric(name).compute(predictions=rows[name], references=rows[name])))
 """
 
 
 def test_shipped_metrics():
-    assert METRICS == ("accuracy", "bits_per_token", "f1", "token_accuracy")
+    assert METRICS == ("accuracy", "bits_per_token", "exact_match", "f1", "token_accuracy")
 
 
 def test_bits_per_token_weights_by_count():
@@ -71,6 +72,23 @@ def test_token_accuracy_refuses_bad_rows(references, message):
         load_metric("token_accuracy").compute(predictions=[[1, 2], [1]], references=references)
 
 
+def test_exact_match_wants_every_label_of_a_row():
+    labels = [[1, 2, 3], [1, -100, 3], [4, 5, -100], [-100, -100, -100]]
+    result = load_metric("exact_match").compute(
+        predictions=[[1, 2, 0], [1, 9, 3], [4, 5, 9], [1, 2, 3]], references=labels
+    )
+    assert result == {"exact_match": 2 / 3}  # the first has one wrong, the last has no label
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [([[1], [1, 2]], "differs in length"), ([[-100, -100], [-100]], "no label other than -100")],
+)
+def test_exact_match_refuses_bad_rows(references, message):
+    with pytest.raises(ValueError, match=message):
+        load_metric("exact_match").compute(predictions=[[1, 2], [1]], references=references)
+
+
 def test_unknown_metric_names_the_nearest():
     with pytest.raises(ValueError, match=r"no metric 'acuracy': .* did you mean 'accuracy'"):
         load_metric("acuracy")
@@ -84,6 +102,7 @@ def test_metrics_need_no_network_and_no_cache(tmp_path):
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
         {"accuracy": 1.0},
         {"bits_per_token": 1 / math.log(2), "perplexity": math.e},
+        {"exact_match": 1.0},
         {"f1": 1.0},
         {"token_accuracy": 1.0},
     ]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from model_table import PADDINGS, RECURRENT_SIZES, SIZES, TOLERANCE, Case, assert_close, build, make_mask
+from model_table import EMBEDDING as SIZE_BELOW
+from model_table import PADDINGS, SIZES, TOLERANCE, Case, assert_close, build, make_mask
 
 TORCH = {
     "tanh": ("seq_rnn", "plain", torch.nn.RNN),
@@ -14,7 +15,7 @@ TORCH = {
     "lstm": ("seq_lstm", "plain", torch.nn.LSTM),
     "gru": ("seq_gru", "plain", torch.nn.GRU),
 }
-EMBEDDING, HIDDEN = RECURRENT_SIZES["embedding_size"], SIZES["hidden_size"]
+EMBEDDING, HIDDEN = SIZE_BELOW["embedding_size"], SIZES["hidden_size"]
 
 
 def torch_name(name: str) -> str:

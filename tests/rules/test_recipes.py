@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
 
-from hf_seqmodels.config import parse
+from hf_seqmodels.arguments import DATASETS
+from hf_seqmodels.config import auto_class, parse
+from hf_seqmodels.data import make_synthetic
 from hf_seqmodels.models import ARCHITECTURES
+from hf_seqmodels.run import decided_by_data
+from hf_seqmodels.tasks import TASKS, RunData
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 RECIPES = sorted(CONFIGS.rglob("*.yaml"))
@@ -26,9 +29,22 @@ def read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def tiny_data(run: Any) -> RunData:
+    """A few examples of the recipe's own data set; for text, tokens drawn at random."""
+    if run.data.dataset == "pydoc_topics":
+        length = min(run.data.block_size, 24)
+        ids = torch.randint(3, 20, (min(run.training.per_device_train_batch_size, 4), length)).tolist()
+        return RunData({"train": [{"input_ids": row, "labels": row} for row in ids]}, None, "", options=TOKENS)
+    splits, tokenizer = make_synthetic(run.data.dataset, 10, length=run.data.length)
+    labels = splits["train"].features.get("labels")
+    classes = {"num_labels": 10} if "classification" in run.run.task and labels is not None else {}
+    return RunData({"train": list(splits["train"].select(range(4)))}, tokenizer, "", options=classes)
+
+
 def test_recipes_were_found():
-    assert len(RECIPES) >= 8
+    assert len(RECIPES) >= 30
     assert {read(path)["model_type"] for path in RECIPES} >= set(ARCHITECTURES)
+    assert {read(path)["data"]["dataset"] for path in RECIPES} == set(DATASETS)
 
 
 @each_recipe
@@ -42,23 +58,27 @@ def test_recipe_says_how_to_run_it_and_what_to_expect(path):
 @each_recipe
 def test_recipe_builds_and_takes_two_steps(path, tmp_path):
     run = parse(["--config", str(path), "--output_dir", str(tmp_path / "run")])
-    whole = run.model_config(**TOKENS)
+    torch.manual_seed(0)
+    data = tiny_data(run)
+    decided = decided_by_data(data)
+    whole = run.model_config(**decided)
     with torch.device("meta"):
-        AutoModelForCausalLM.from_config(whole)
-    options = run.model | {name: value for name, value in REDUCED.items() if getattr(whole, name, None) is not None}
-    config = type(whole)(**options, **TOKENS)
+        auto_class(run.run.task).from_config(whole)
+    reduced = {name: value for name, value in REDUCED.items() if getattr(whole, name, None) is not None}
+    if getattr(whole, "num_features", None) is not None:  # features go into the first cell as wide as they are
+        reduced.pop("embedding_size", None)
+    config = type(whole)(**run.model | reduced, **decided)
     kept = {name: value for name, value in whole.to_dict().items() if name not in REDUCED}
     assert {name: config.to_dict()[name] for name in kept} == kept
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).train()
+    model = auto_class(run.run.task).from_config(config).train()
     training = run.training
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
-    length = min(run.data.block_size, 24)
-    ids = torch.randint(3, 20, (min(training.per_device_train_batch_size, 4), length))
+    batch = collate(run, data, model)
     losses = []
     for _ in range(3):
-        loss = model(input_ids=ids, labels=ids).loss
+        loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm, error_if_nonfinite=True)
         assert all(parameter.grad is not None for parameter in model.parameters())
@@ -66,3 +86,11 @@ def test_recipe_builds_and_takes_two_steps(path, tmp_path):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[2] < losses[0], losses
+
+
+def collate(run: Any, data: RunData, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The rows as the run's own collator batches them."""
+    if data.tokenizer is None and run.data.dataset == "pydoc_topics":
+        ids = torch.tensor([row["input_ids"] for row in data.windows["train"]])
+        return {"input_ids": ids, "labels": ids}
+    return TASKS[run.run.task].collator(data.tokenizer, model)(data.windows["train"])

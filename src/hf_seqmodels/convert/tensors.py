@@ -82,10 +82,8 @@ def build(model_class: type[PreTrainedModel], config: PreTrainedConfig, weights:
     Raises:
         ValueError: the first tensor that is missing, unexpected or of another shape; tied ones may be missing.
     """
-    with (
-        torch.device("cpu"),
-        torch.random.fork_rng(devices=[]),
-    ):  # the weights drawn here are overwritten
+    # The weights drawn here are overwritten below.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         model = model_class(config)
     own, name = model.state_dict(), model_class.__name__
     for key, tensor in own.items():

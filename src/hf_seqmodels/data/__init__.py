@@ -8,7 +8,7 @@ from hf_seqmodels.data.collate import (
     TokenCollator,
 )
 from hf_seqmodels.data.fingerprint import content_hash
-from hf_seqmodels.data.synthetic import SYNTHETIC, make_synthetic
+from hf_seqmodels.data.synthetic import SYNTHETIC, chance_level, make_synthetic
 from hf_seqmodels.data.text import (
     build_character_tokenizer,
     load_pydoc_topics,
@@ -26,6 +26,7 @@ __all__ = [
     "SequenceClassificationCollator",
     "TokenCollator",
     "build_character_tokenizer",
+    "chance_level",
     "content_hash",
     "load_pydoc_topics",
     "load_text_files",

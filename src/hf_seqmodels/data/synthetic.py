@@ -35,8 +35,7 @@ class SyntheticTask:
     Attributes:
         example: (random generator, length) → one example, columns as the task's collator reads them.
         length: default of the length, in whatever the example's function counts.
-        chance: the share that the best guess without the input gets right, of what `measure` counts; where the
-            measure is an error or a loss, the value that the named guess reaches.
+        chance: what the best guess without the input reaches of `measure`, or a function of a split that says so.
         measure: the score that `chance` is about.
         symbols: the vocabulary without special tokens; empty where the input is no text.
         labels: names of the classes, for classification.
@@ -45,7 +44,7 @@ class SyntheticTask:
 
     example: Callable[[np.random.Generator, int], Row]
     length: int
-    chance: float
+    chance: float | Callable[[Dataset], float]
     measure: str
     symbols: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
@@ -68,7 +67,7 @@ SYNTHETIC: dict[str, SyntheticTask] = {
         tags.nested_brackets, 48, tags.CHANCE_NESTED, "accuracy", tags.BRACKETS, tags.CLOSING
     ),
     "spike_timing": SyntheticTask(tags.spike_timing, 12, 1 / 2, "exact_match", tags.SPIKE_SYMBOLS, ("none", "spike")),
-    "moving_squares": SyntheticTask(frames.moving_squares, 10, frames.LAST_FRAME_MSE, "mse"),
+    "moving_squares": SyntheticTask(frames.moving_squares, 10, frames.last_frame_error, "mse"),
 }
 
 
@@ -94,7 +93,7 @@ def make_synthetic(
     for split in reversed(SPLITS):
         rng = np.random.default_rng([seed, zlib.crc32(f"{name} {split}".encode())])
         draw = task.easier if split == "train" and task.easier else task.example
-        rows = []
+        rows: list[Row] = []
         misses = 0
         while len(rows) < (num_examples if split == "train" else num_examples // 10):
             row = draw(rng, length)
@@ -109,6 +108,12 @@ def make_synthetic(
         splits[split] = _dataset(rows)
     ordered = DatasetDict({split: splits[split] for split in SPLITS})
     return ordered, symbol_tokenizer(task.symbols) if task.symbols else None
+
+
+def chance_level(name: str, split: Dataset) -> float:
+    """What a guess reaches on a split, of the task's measure."""
+    chance = SYNTHETIC[name].chance
+    return chance(split) if callable(chance) else chance
 
 
 def _input(row: Row) -> bytes:

@@ -8,17 +8,23 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from . import (
     configuration_attention_rnn,
+    configuration_attention_rnn_seq2seq,
     configuration_conv_lstm,
     configuration_gru,
     configuration_lstm,
     configuration_rnn,
+    configuration_transformer,
     configuration_transformer_decoder,
+    configuration_transformer_encoder,
     modeling_attention_rnn,
+    modeling_attention_rnn_seq2seq,
     modeling_conv_lstm,
     modeling_gru,
     modeling_lstm,
     modeling_rnn,
+    modeling_transformer,
     modeling_transformer_decoder,
+    modeling_transformer_encoder,
 )
 
 HEADS = {
@@ -66,6 +72,12 @@ _ONE_STACK = {"seq2seq-lm": "one stack of layers; encoder–decoders are seq_att
 _LEFT_TO_RIGHT = _ONE_STACK | {"masked-lm": "sees only the left of a masked token; take seq_transformer_encoder"}
 
 
+_SEES_ALL = _ONE_STACK | dict.fromkeys(
+    ("causal-lm", "time-series-prediction"), "sees what it should predict; take seq_transformer_decoder"
+)
+_ENCODER_DECODER = dict.fromkeys(
+    HEADS.keys() - {"backbone", "seq2seq-lm"}, "writes a text from a text; an architecture with one stack labels it"
+)
 # Token heads that make no sense where the input is frames.
 _FRAMES = dict.fromkeys(
     HEADS.keys() - {"backbone", "time-series-prediction"}, "frames in, frames out; no tokens to label or predict"
@@ -75,6 +87,16 @@ _LAYERS: dict[str, dict[str, Any]] = {
     "stacked": {"num_hidden_layers": 3, "dropout": 0.1},
     "bidirectional": {"bidirectional": True},
 }
+
+_T5: dict[str, Any] = {
+    "positions": "relative",
+    "norm": "rmsnorm",
+    "norm_position": "pre",
+    "use_bias": False,
+    "share_embeddings": True,
+}
+# Chunks that no toy sequence overflows, so that a cached step sees what the whole sequence saw.
+_LSH: dict[str, Any] = {"attention_pattern": "lsh", "num_buckets": 2, "num_hashes": 2}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "seq_rnn": _architecture(configuration_rnn, modeling_rnn, _ONE_STACK, relu={"nonlinearity": "relu"}, **_LAYERS),
@@ -91,11 +113,49 @@ ARCHITECTURES: dict[str, Architecture] = {
         windowed={"window": 3, "cell": "rnn"},
         **_LAYERS,
     ),
+    "seq_attention_rnn_seq2seq": _architecture(
+        configuration_attention_rnn_seq2seq,
+        modeling_attention_rnn_seq2seq,
+        _ENCODER_DECODER,
+        dot={"score": "dot", "cell": "gru"},
+        general={"score": "general", "cell": "rnn"},
+        luong={"score": "general", "input_feeding": True},
+        bahdanau={
+            "score": "additive",
+            "input_feeding": True,
+            "cell": "gru",
+            "reset_after": False,
+            "bidirectional": True,
+        },
+        no_attention={"score": "none"},
+        **_LAYERS,
+    ),
     "seq_conv_lstm": _architecture(
         configuration_conv_lstm,
         modeling_conv_lstm,
         _FRAMES,
         peephole={"peephole": True, "image_size": 6},
+        stacked={"num_hidden_layers": 3, "dropout": 0.1},
+    ),
+    "seq_transformer": _architecture(
+        configuration_transformer,
+        modeling_transformer,
+        _ENCODER_DECODER,
+        pre_learned={"norm_position": "pre", "positions": "learned", "hidden_act": "gelu"},
+        rotary={"positions": "rotary", "norm_position": "pre", "num_decoder_layers": 1},
+        t5=_T5 | {"tie_word_embeddings": True},
+        t5_v1_1=_T5 | {"hidden_act": "geglu"},
+        shared={"share_embeddings": True, "tie_word_embeddings": True},
+        stacked={"num_hidden_layers": 3, "dropout": 0.1},
+    ),
+    "seq_transformer_encoder": _architecture(
+        configuration_transformer_encoder,
+        modeling_transformer_encoder,
+        _SEES_ALL,
+        rotary_pre={"positions": "rotary", "norm_position": "pre", "pooling": "mean"},
+        attention_pooling={"pooling": "attention", "positions": "sinusoidal"},
+        sliding_window={"attention_pattern": "sliding_window", "attention_window": 4, "num_global_tokens": 1},
+        lsh=_LSH,
         stacked={"num_hidden_layers": 3, "dropout": 0.1},
     ),
     "seq_transformer_decoder": _architecture(
@@ -106,6 +166,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         sinusoidal_post={"positions": "sinusoidal", "norm_position": "post"},
         llama={"positions": "rotary", "norm": "rmsnorm", "hidden_act": "swiglu"},
         sliding_window={"attention_pattern": "sliding_window", "attention_window": 3, "num_global_tokens": 1},
+        lsh=_LSH,
         stacked={"num_hidden_layers": 3, "dropout": 0.1},
     ),
 }

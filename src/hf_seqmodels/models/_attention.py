@@ -178,7 +178,7 @@ class MultiHeadAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         if position_bias is not None:  # not every function knows it
-            kwargs["position_bias"] = position_bias
+            kwargs["position_bias"] = position_bias.expand(len(query), -1, -1, -1)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attention(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs

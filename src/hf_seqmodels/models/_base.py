@@ -14,7 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ._cache import RecurrentCacheLayer
 from ._encoder import build_encoder, copy_encoder, load_encoder
-from ._inputs import blank_padding, embed_inputs
+from ._inputs import blank_padding, embed_inputs, refuse_misspelt
 from ._recurrence import find_valid_steps
 from ._regularisation import LockedDropout, RegularisedOutput, activation_penalty, drop_words
 
@@ -42,6 +42,11 @@ class SequencePreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
         if getattr(config, "num_features", None) is not None:
             self.main_input_name = "input_features"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch; a misspelt argument raises ValueError instead of being left out."""
+        refuse_misspelt(type(self), kwargs)
+        return super().__call__(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

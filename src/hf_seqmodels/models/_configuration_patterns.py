@@ -57,9 +57,13 @@ class AttentionPatternOptions(TransformerOptions):
             self.require("positions", rule, self.positions != "relative")
 
     @property
-    def layer_types(self) -> list[str] | None:
-        """Patterns keep what their next step needs in cache layers of ours; full attention in transformers' own."""
-        return None if self.attention_pattern == "full" else ["seq_recurrent"] * self.num_hidden_layers
+    def layer_types(self) -> list[str]:
+        """Patterns keep what their next step needs in cache layers of ours; full attention in transformers' own, which
+        are chosen, as are its masks, where there is no such attribute.
+        """
+        if self.attention_pattern == "full":
+            raise AttributeError("layer_types: attention_pattern='full' has layers of one type only")
+        return ["seq_recurrent"] * self.num_hidden_layers
 
     def validate_layer_type(self):
         """The upstream check knows only transformers' own layer types; ours is the property above."""

@@ -57,14 +57,17 @@ class SequenceClassificationHead(SequencePreTrainedModel):
 
         Args:
             attention_mask (B, T): tells the padding; without it every position counts as a token.
-            labels: (B,) class ids, (B, num_labels) floats for several labels, or (B,) floats for regression
-                (`config.problem_type` says which, and is inferred from the first batch if unset).
+            labels: class ids (B,), −100 where a row has no label; zeros and ones (B, num_labels) for several labels;
+                or numbers for regression, (B,) or with num_labels > 1 (B, num_labels). `config.problem_type` says
+                which; unset, it is inferred from the first batch: with one label regression, else whole numbers are
+                class ids and others several labels.
 
         Raises:
-            ValueError: a class id outside 0 … num_labels − 1.
+            ValueError: labels of another shape or kind, or a class id outside 0 … num_labels − 1.
         """
-        if labels is not None and self.takes_class_ids(labels):
-            check_labels(labels, self.num_labels)
+        if labels is not None:
+            given = next(given for given in (input_ids, inputs_embeds, input_features, labels) if given is not None)
+            labels = self.check_targets(labels, len(given))
         kwargs |= name_types(token_type_ids)
         outputs = self.model(
             input_ids,
@@ -80,7 +83,10 @@ class SequenceClassificationHead(SequencePreTrainedModel):
         logits = self.score(self.dropout(pooled))
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+            count = count_targets(labels, None)  # of class ids; numbers and sets of labels are all targets
+            loss = self.loss_function(
+                labels=labels, pooled_logits=at_least_fp32(logits), config=self.config, num_items_in_batch=count
+            )
         return self.pack_output(
             weights if kwargs.get("output_attentions", self.config.output_attentions) else None,
             loss=loss,
@@ -90,11 +96,27 @@ class SequenceClassificationHead(SequencePreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def takes_class_ids(self, labels: torch.Tensor) -> bool:
-        """Whether the loss will read the labels as class ids, by the rule of transformers' loss."""
-        if self.config.problem_type is None:
-            return self.num_labels > 1 and labels.dtype in (torch.int32, torch.int64)
-        return self.config.problem_type == "single_label_classification"
+    def check_targets(self, labels: torch.Tensor, rows: int) -> torch.Tensor:
+        """The labels in the dtype of their loss, after a look at whether they fit the problem type and `rows` rows.
+
+        torch would broadcast numbers of another shape, and take numbers that are no class ids for such.
+        """
+        problem = self.config.problem_type
+        if problem is None:  # by the rule of transformers' loss
+            kind = "single" if labels.dtype in (torch.int32, torch.int64) else "multi"
+            problem = "regression" if self.num_labels == 1 else f"{kind}_label_classification"
+        class_ids = problem == "single_label_classification"
+        one = class_ids or (problem == "regression" and self.num_labels == 1)
+        shapes = [(rows,), (rows, 1)] if one else [(rows, self.num_labels)]
+        if tuple(labels.shape) not in shapes or (class_ids and labels.is_floating_point()):
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not fit problem_type='{problem}' with "
+                f"num_labels={self.num_labels}: pass {'whole' if class_ids else 'real'} numbers of shape {shapes[0]}, "
+                "or set the problem_type that is meant"
+            )
+        if class_ids:
+            check_labels(labels, self.num_labels)
+        return labels.long() if class_ids else labels.to(torch.promote_types(self.dtype, torch.float32))
 
     def pack_output(self, weights: torch.Tensor | None, **fields: Any) -> SequenceClassifierOutputWithPast:
         """The output; heads that pool with attention add their weights."""
@@ -112,10 +134,7 @@ class AudioClassificationHead(SequenceClassificationHead):
         require_features(self, config)
 
     def pool(self, hidden_states: torch.Tensor, valid: torch.Tensor | None) -> Pooled:
-        if valid is None:
-            return hidden_states.mean(1), None
-        total = torch.where(valid[..., None], hidden_states, 0.0).sum(1)
-        return total / valid.sum(1, keepdim=True).clamp(min=1), None
+        return mean_of_tokens(hidden_states, valid), None
 
     def forward(  # type: ignore[override]
         self,
@@ -126,7 +145,6 @@ class AudioClassificationHead(SequenceClassificationHead):
     ) -> SequenceClassifierOutputWithPast:
         """Logits (B, num_labels) of input_features (B, T, F); labels as in [`SequenceClassificationHead`]."""
         return super().forward(input_features=input_features, attention_mask=attention_mask, labels=labels, **kwargs)
-
 
 
 class TokenClassificationHead(SequencePreTrainedModel):
@@ -237,8 +255,13 @@ class QuestionAnsweringHead(SequencePreTrainedModel):
         Args:
             input_ids (B, T): question and text, one after the other as the tokenizer joins them.
             start_positions, end_positions (B,): the answer's first and last token. A position outside the T tokens,
-                of an answer that was cut off, has no loss.
+                of an answer that was cut off, or under padding has no loss.
+
+        Raises:
+            ValueError: one of start_positions and end_positions without the other.
         """
+        if (start_positions is None) != (end_positions is None):
+            raise ValueError("an answer has two ends: pass both start_positions and end_positions, or neither")
         kwargs |= name_types(token_type_ids)
         outputs = self.model(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))
@@ -248,7 +271,8 @@ class QuestionAnsweringHead(SequencePreTrainedModel):
         start_logits, end_logits = logits.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = (span_loss(start_logits, start_positions) + span_loss(end_logits, end_positions)) / 2
+            starts = span_loss(start_logits, start_positions, valid)
+            loss = (starts + span_loss(end_logits, end_positions, valid)) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,
@@ -258,12 +282,19 @@ class QuestionAnsweringHead(SequencePreTrainedModel):
         )
 
 
-def span_loss(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Mean −log p of `positions` (B,) under scores (B, T), over the rows whose position is among the T tokens."""
-    positions = positions.view(-1)
+def span_loss(logits: torch.Tensor, positions: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """Mean −log p of `positions` (B,) under scores (B, T), over the rows whose position is one of their tokens."""
+    positions = positions.reshape(-1)
     inside = (positions >= 0) & (positions < logits.shape[1])
-    losses = nn.functional.cross_entropy(logits.float(), torch.where(inside, positions, -100), reduction="none")
-    return losses.sum() / inside.sum().clamp(min=1)
+    if valid is not None:
+        inside &= valid.gather(1, torch.where(inside, positions, 0)[:, None])[:, 0]
+    targets = torch.where(inside, positions, -100)
+    return nn.functional.cross_entropy(at_least_fp32(logits), targets, reduction="sum") / inside.sum().clamp(min=1)
+
+
+def at_least_fp32(logits: torch.Tensor) -> torch.Tensor:
+    """What a loss is computed from: half precision is too coarse for a sum of exponentials."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def check_labels(labels: torch.Tensor, num_labels: int) -> None:
@@ -297,3 +328,11 @@ def last_token(hidden_states: torch.Tensor, valid: torch.Tensor | None, bidirect
     if not bidirectional:
         return hidden_states[rows, last]
     return torch.cat([hidden_states[rows, last, : width // 2], hidden_states[rows, first, width // 2 :]], dim=-1)
+
+
+def mean_of_tokens(hidden_states: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """(B, T, D) → (B, D): the mean over each row's tokens, zero for a row of padding only."""
+    if valid is None:
+        return hidden_states.mean(1)
+    total = torch.where(valid[..., None], hidden_states, 0.0).sum(1)
+    return total / valid.sum(1, keepdim=True).clamp(min=1)

@@ -22,7 +22,8 @@ class Seq2SeqLMHead(EmbeddingTables, TokenPredictionHead, GenerationMixin):
     auto_model = "AutoModelForSeq2SeqLM"
 
     def __init__(self, config: Any):
-        table = "encoder" if config.share_embeddings else "decoder"  # where the decoder's embedding matrix is
+        shared = getattr(config, "share_embeddings", False)  # another architecture's configuration is refused below
+        table = "encoder" if shared else "decoder"  # where the decoder's embedding matrix is
         self._tied_weights_keys = {"lm_head.weight": f"model.{table}.embed_tokens.weight"}
         super().__init__(config)
         self.loss_type = "ForCausalLM"  # the same loss, given targets that need no shift
@@ -60,7 +61,7 @@ class Seq2SeqLMHead(EmbeddingTables, TokenPredictionHead, GenerationMixin):
             `encoder_last_hidden_state`, …
 
         Raises:
-            ValueError: neither decoder inputs nor labels, or a label outside the vocabulary.
+            ValueError: neither decoder inputs nor labels, a label outside the vocabulary, or labels of another shape.
         """
         if labels is not None:
             check_targets(labels, self.config.vocab_size)
@@ -86,6 +87,11 @@ class Seq2SeqLMHead(EmbeddingTables, TokenPredictionHead, GenerationMixin):
         logits = self.predict(outputs.last_hidden_state)
         loss = None
         if labels is not None:
+            if labels.shape != logits.shape[:2]:
+                raise ValueError(
+                    f"labels of shape {tuple(labels.shape)} do not fit decoder inputs of {tuple(logits.shape[:2])}: "
+                    "give every input the token that comes next, or −100"
+                )
             kwargs["num_items_in_batch"] = count_targets(labels, kwargs.get("num_items_in_batch"))
             kwargs |= {"labels": labels, "shift_labels": labels}  # already shifted: position t predicts label t
             loss = self.loss_function(logits=logits, vocab_size=self.config.vocab_size, **kwargs)

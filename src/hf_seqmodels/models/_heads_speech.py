@@ -45,7 +45,7 @@ class CTCHead(SequencePreTrainedModel):
         labels: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
-        """Logits (B, T, V) of the symbols at each frame.
+        """Logits (B, T, V) of the symbols at each frame; the best path of a padded row collapses to the row's own.
 
         Args:
             input_features (B, T, F); attention_mask (B, T): 1 for frames, 0 for padding, in any pattern.
@@ -56,7 +56,10 @@ class CTCHead(SequencePreTrainedModel):
         """
         outputs = self.model(input_features=input_features, attention_mask=attention_mask, **kwargs)
         logits = self.lm_head(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else self.ctc_loss(logits, valid_tokens(attention_mask, logits.shape[1]), labels)
+        valid = valid_tokens(attention_mask, logits.shape[1])
+        loss = None if labels is None else self.ctc_loss(logits, valid, labels)
+        if valid is not None:
+            logits = silence_padding(logits, valid, self.config.pad_token_id)
         return CausalLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -92,3 +95,18 @@ class CTCHead(SequencePreTrainedModel):
                 f"label {int(wrong[0])} is not a symbol of CTC: labels are token ids from 0 to {vocab_size - 1} "
                 f"without the blank, {blank}; mark positions after the text with -100"
             )
+
+
+def silence_padding(logits: torch.Tensor, valid: torch.Tensor, blank: int) -> torch.Tensor:
+    """Logits (B, T, V) whose frames of padding spell nothing, since those who decode do not look at the mask.
+
+    Before the first and after the last valid frame they are the blank. Between valid frames they repeat the frame
+    before them: a blank there would make two symbols of one that goes on behind the hole.
+    """
+    frames = torch.arange(valid.shape[1], device=valid.device)
+    before = torch.where(valid, frames, -1).cummax(1).values  # the last valid frame so far, −1 where there is none
+    inside = (before >= 0) & (frames <= before[:, -1:])
+    logits = logits.gather(1, before.clamp(min=0)[..., None].expand_as(logits))
+    silence = logits.new_full(logits.shape[-1:], torch.finfo(logits.dtype).min)
+    silence[blank] = 0.0
+    return torch.where(inside[..., None], logits, silence)

@@ -1,10 +1,36 @@
 """From the caller's tokens or features to (B, T, E) embeddings with the padding blanked, and the checks for that."""
 
+import difflib
+import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+
+# What transformers' decorators and Trainer take or give beside the arguments that a model names.
+OPTIONS = ("num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict")
+
+
+def refuse_misspelt(model: type[nn.Module], arguments: dict[str, Any]) -> None:
+    """Raise ValueError for an argument that is nearly one of the model's: `**kwargs` would swallow it.
+
+    Others pass, as in transformers, whose trainers and pipelines give models more than they read.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    known = argument_names(model)
+    for name in arguments:
+        near = [] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        if near:
+            raise ValueError(f"{model.__name__} takes no argument '{name}': did you mean '{near[0]}'?")
+
+
+@cache
+def argument_names(model: type[nn.Module]) -> tuple[str, ...]:
+    """What `forward` names, and the options."""
+    return *inspect.signature(model.forward).parameters, *OPTIONS
 
 
 def valid_tokens(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:

@@ -254,7 +254,8 @@ class TransformerStack(TransformerPreTrainedBase):
         if flat_mask is not None and isinstance(past_length, int):
             self._check_mask(flat_mask, past_length + embeddings.shape[1])
         if position_ids is None:
-            position_ids = number_tokens(flat_mask, past_length, embeddings)
+            # With a static cache generate() gives a 4-D mask, in which the padding is hidden.
+            position_ids = number_tokens(flat_mask if own_past is None else attention_mask, past_length, embeddings)
         mask = self.build_mask(embeddings, attention_mask, own_past, position_ids, global_attention_mask)
         bias = self.build_bias(attention_mask, own_past, position_ids)  # before the layers add to the cache
         if token_types is not None:
@@ -356,11 +357,16 @@ class TransformerStack(TransformerPreTrainedBase):
 def number_tokens(
     attention_mask: torch.Tensor | None, past_length: int | torch.Tensor, embeddings: torch.Tensor
 ) -> torch.Tensor:
-    """(B, T) position of each new token among its row's tokens (0 under padding)."""
-    length = embeddings.shape[1]
-    if attention_mask is not None:
+    """(B, T) position of each new token among its row's tokens (0 under padding); the mask as in [`number_keys`]."""
+    length, device = embeddings.shape[1], embeddings.device
+    if attention_mask is not None and attention_mask.ndim == 2:
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-    return (torch.arange(length, device=embeddings.device) + past_length)[None]
+    slots = torch.arange(length, device=device) + past_length
+    return (
+        slots[None]
+        if attention_mask is None
+        else number_keys(attention_mask, attention_mask.shape[-1], device)[:, slots]
+    )
 
 
 def number_keys(attention_mask: torch.Tensor | None, length: int, device: torch.device) -> torch.Tensor:

@@ -18,9 +18,9 @@ class AttentionRNNSeq2SeqConfig(SequenceConfig):
         score (`str`, defaults to `"additive"`): how the decoder attends: `"additive"` (Bahdanau 2014), `"dot"` or
             `"general"` (Luong 2015), or `"none"`: it knows the source by its initial state only (Sutskever 2014).
         input_feeding (`bool`, defaults to False): False: attention comes after the recurrence (Luong 2015,
-            section 3.1), so that training runs over all target steps at once. True: attention enters the recurrence,
-            and training goes step by step: with `"dot"` and `"general"` as Luong 2015, section 3.3; with `"additive"`
-            as Bahdanau 2014.
+            section 3.1), so that training runs over all target steps at once; additive scores hold B·T·S·D numbers
+            there. True: attention enters the recurrence, and training goes step by step: with `"dot"` and `"general"`
+            as Luong 2015, section 3.3; with `"additive"` as Bahdanau 2014.
         cell (`str`, defaults to `"lstm"`): the cell of both sides, `"rnn"`, `"lstm"` or `"gru"`.
         hidden_size: width D of the decoder, and of each direction of the encoder.
         num_hidden_layers: layers of the encoder.
@@ -31,6 +31,8 @@ class AttentionRNNSeq2SeqConfig(SequenceConfig):
         tie_word_embeddings: the output layer shares the matrix that the target is embedded with.
         lm_head_bias (`bool`, defaults to False): the output layer adds a bias.
         decoder_start_token_id (`int`, defaults to 0): the token that the decoder reads first.
+        is_encoder_decoder (`bool`, defaults to True): what transformers knows an encoder–decoder by; nothing else is
+            allowed.
         dropout: between layers, on every layer's output but the last, on both sides (as in torch.nn.LSTM).
         weight_init, bias_init, chrono_max_time, initializer_range: initial values, as in [`LSTMConfig`].
         nonlinearity, peephole, reset_after, forget_bias, update_bias: options of the cells, as in [`RNNConfig`],

@@ -1,12 +1,12 @@
 """Configuration of the Transformer encoder."""
 
+from ._configuration_patterns import AttentionPatternOptions
 from ._configuration_stack import StackConfig
-from ._configuration_transformer import TransformerOptions
 from ._versions import strict
 
 
 @strict
-class TransformerEncoderConfig(TransformerOptions, StackConfig):
+class TransformerEncoderConfig(AttentionPatternOptions, StackConfig):
     """Configuration of a [`TransformerEncoderModel`]: the BERT layout (Devlin 2019) of Vaswani 2017's encoder.
 
     Options shared by all architectures, and by all Transformers, are described in `_configuration*.py`. The defaults
@@ -46,6 +46,8 @@ class TransformerEncoderConfig(TransformerOptions, StackConfig):
         types = self.type_vocab_size or 0
         rule = "at least 0, and 0 with num_features"
         self.require("type_vocab_size", rule, types >= 0 and (types == 0 or self.num_features is None))
+        even = self.attention_pattern != "sliding_window" or self.attention_window % 2 == 0
+        self.require("attention_window", "even in an encoder: half of it on each side", even)
         known = ("first", "mean", "attention")
         self.require("pooling", f"one of {', '.join(map(repr, known))}", self.pooling in known)
 

@@ -15,6 +15,7 @@ from ._heads_classification import (
     QuestionAnsweringHead,
     SequenceClassificationHead,
     TokenClassificationHead,
+    mean_of_tokens,
 )
 from ._heads_speech import CTCHead
 from ._outputs import AttentionPoolingOutput
@@ -148,13 +149,12 @@ class TransformerEncoderForSequenceClassification(SequenceClassificationHead, Tr
         """(B, T, D) → (B, D) as `pooling` says, and the weights of attention."""
         if self.config.pooling == "attention":
             return self.pooler(hidden_states, valid)
-        if valid is None:
-            valid = hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool)
         if self.config.pooling == "mean":
-            total = torch.where(valid[..., None], hidden_states, 0.0).sum(1)
-            return total / valid.sum(1, keepdim=True).clamp(min=1), None
-        rows = torch.arange(len(valid), device=valid.device)
-        return torch.tanh(self.pooler(hidden_states[rows, valid.int().argmax(-1)])), None
+            return mean_of_tokens(hidden_states, valid), None
+        first = hidden_states[:, 0]
+        if valid is not None:
+            first = hidden_states[torch.arange(len(valid), device=valid.device), valid.int().argmax(-1)]
+        return torch.tanh(self.pooler(first)), None
 
     def pack_output(self, weights: torch.Tensor | None, **fields: Any) -> SequenceClassifierOutputWithPast:
         if self.config.pooling != "attention":
