@@ -61,12 +61,9 @@ gpu-check: $(VENV)/.installed
 attention-memory: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python -m hf_seqmodels.evaluation.attention_memory results/attention_memory.csv
 
-# One check at a time, each of a few minutes; a miss is recorded and the others run all the same.
-CHECKS ?= $(shell sed -n 's/^    "\([a-z_]*\)": Check(/\1/p' src/hf_seqmodels/learning/checks.py)
+# One check at a time, each of a few minutes; what misses its bar is recorded, and the others run all the same.
 smoke-learning: $(VENV)/.installed
-	missed=0; for check in $(CHECKS); do \
-	  $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m hf_seqmodels.learning --only $$check --checkout . || missed=1; done; \
-	exit $$missed
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m hf_seqmodels.learning --checkout .
 
 clean:
 	rm -rf $(VENV) build dist runs .cache .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
@@ -13,9 +14,21 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import EvalPrediction, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from model_table import SIZES, assert_close, assert_same_gradients, named_gradients
+from model_table import SIZES, Case, assert_close, assert_same_gradients, named_gradients
 
 Batch = dict[str, torch.Tensor]
+# A cell and a Transformer stand for the others where a test is about transformers rather than about the model.
+QUICK = ("seq_lstm", "seq_transformer_decoder", "seq_transformer_encoder")
+
+
+def one_each(pairs: list[tuple[Case, str]]) -> pytest.MarkDecorator:
+    """The first variant of each architecture that has the head; what is not in `QUICK` is slow."""
+    first = {case.architecture: (case, head) for case, head in reversed(pairs)}
+    params = [
+        pytest.param(*pair, id="-".join(map(str, pair)), marks=[] if name in QUICK else pytest.mark.slow)
+        for name, pair in first.items()
+    ]
+    return pytest.mark.parametrize(("case", "head"), params)
 
 
 def rows_alone(batch: Batch, mask: torch.Tensor) -> list[Batch]:
@@ -98,6 +111,7 @@ def train_two_steps(
             gradient_accumulation_steps=2,
             per_device_eval_batch_size=4,
             learning_rate=1e-2,
+            use_cache=model.config.use_cache,  # where there is one: it must not come with the predictions
             **options,
         ),
         train_dataset=Dataset.from_list(rows),

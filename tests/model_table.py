@@ -170,7 +170,7 @@ def poisonable(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[
 
 def make_masks(inputs: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, torch.Tensor]:
     """The padding of all that the model reads."""
-    return {"attention_mask": mask} | ({"decoder_attention_mask": mask} if len(inputs) > 1 else {})
+    return {"attention_mask": mask} | ({"decoder_attention_mask": mask.clone()} if len(inputs) > 1 else {})
 
 
 def make_labels(case: Case, head: str, mask: torch.Tensor, seed: int = 3) -> dict[str, torch.Tensor]:

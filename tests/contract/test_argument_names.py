@@ -17,13 +17,12 @@ def test_misspelt_argument_is_named(case, head):
     model, inputs = build(case, head), make_inputs(case, head)
     cls = ARCHITECTURES[case.architecture].models[head]
     own = set(inspect.signature(cls.forward).parameters) - {"self", "args", "kwargs"}
-    tried = [name for name in [*own, "output_attentions", "num_items_in_batch"] if len(name) >= 5]
+    tried = [name for name in [*own, "output_attentions", "num_items_in_batch"] if len(name) >= 6]
     assert len(tried) > 4
     for name in tried:
         wrong = name[:3] + name[4:]
-        with pytest.raises(
-            ValueError, match=f"^{cls.__name__} takes no argument '{wrong}': did you mean '{name}'\\?$"
-        ):
+        message = f"^{cls.__name__} takes no argument '{wrong}': did you mean '{name}'\\?$"
+        with pytest.raises(ValueError, match=message):
             model(**inputs, **{wrong: None})
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DataCollatorForLanguageModeling, pipeline
 
-from head_checks import check_accumulation, check_loss_is_sum_of_rows, pair_tokenizer, train_two_steps
+from head_checks import check_accumulation, check_loss_is_sum_of_rows, one_each, pair_tokenizer, train_two_steps
 from hf_seqmodels.models import ARCHITECTURES
 from model_table import (
     PAIRS,
@@ -25,6 +25,7 @@ ROW = "losses of heads"
 LANGUAGE_PAIRS = [(case, head) for case, head in PAIRS if head in ("causal-lm", "masked-lm")]
 each_language_model = each_pair(LANGUAGE_PAIRS)
 MASKED = [case for case, head in LANGUAGE_PAIRS if head == "masked-lm"]
+each_architecture = one_each([(case, head) for case, head in LANGUAGE_PAIRS if head == "masked-lm"])
 each_masked = pytest.mark.parametrize("case", MASKED, ids=str)
 each_unfit = pytest.mark.parametrize("name", ["seq_rnn", "seq_lstm", "seq_gru", "seq_attention_rnn"])
 
@@ -118,22 +119,13 @@ def test_tied_output_layer(case):
 
 
 # -- with transformers ------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """One folder for each architecture, with the tokenizer."""
-    folders = {}
-    for case in {case.architecture: case for case in MASKED}.values():
-        folders[case.architecture] = tmp_path_factory.mktemp(case.architecture)
-        build(case, "masked-lm").save_pretrained(folders[case.architecture])
-        pair_tokenizer().save_pretrained(folders[case.architecture])
-    return folders
-
-
-@pytest.mark.parametrize("case", {case.architecture: case for case in MASKED}.values(), ids=str)
-def test_fill_mask_pipeline(case, saved):
+@each_architecture
+def test_fill_mask_pipeline(case, head, tmp_path):
     """Scores and words of the stock pipeline are the model's; a batch of texts gets what each gets alone."""
-    model = build(case, "masked-lm").cpu()
-    fill = pipeline("fill-mask", model=str(saved[case.architecture]), device="cpu")
+    model = build(case, head).cpu()
+    for part in (model, pair_tokenizer()):
+        part.save_pretrained(tmp_path)
+    fill = pipeline("fill-mask", model=str(tmp_path), device="cpu")
     assert type(fill.model) is type(model)
     texts = ["w5 w6 <mask> w7 w8 w9", "<mask> w10", "w5 w11 <mask>"]
     for found in ([fill(text, top_k=4) for text in texts], fill(texts, top_k=4, batch_size=3)):
@@ -147,8 +139,8 @@ def test_fill_mask_pipeline(case, saved):
     assert (narrowed["token"], narrowed["sequence"]) == (12, "w5 w12 w7")
 
 
-@pytest.mark.parametrize("case", {case.architecture: case for case in MASKED}.values(), ids=str)
-def test_stock_trainer(case, tmp_path):
+@each_architecture
+def test_stock_trainer(case, head, tmp_path):
     """With the stock masking collator; predictions are the logits and nothing else."""
     model = build(case, "masked-lm", pad_token_id=0)
     collator = DataCollatorForLanguageModeling(pair_tokenizer(), mlm_probability=0.5, seed=1)

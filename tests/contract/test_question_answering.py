@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, DataCollatorWithPadding, set_seed
 
-from head_checks import pair_tokenizer, train_two_steps
+from head_checks import one_each, pair_tokenizer, train_two_steps
 from hf_seqmodels.models import ARCHITECTURES
 from model_table import (
     PAIRS,
@@ -23,7 +23,7 @@ ROW = "losses of heads"
 HEAD = "question-answering"
 ANSWERING = [(case, head) for case, head in PAIRS if head == HEAD]
 each_answering = each_pair(ANSWERING)
-each_architecture = each_pair(list({case.architecture: (case, head) for case, head in ANSWERING}.values()))
+each_architecture = one_each(ANSWERING)
 # (B, T) = (5, 8) of the padding "mixed": rows of all, the last 5, the first 4, the tokens 1, 2, 4 and 7, and token 3.
 STARTS, ENDS = torch.tensor([2, 3, 0, 1, 3]), torch.tensor([5, 7, 3, 7, 3])
 

@@ -60,7 +60,7 @@ def test_too_few_different_examples_are_refused():
         (("revers", 20), "there is no synthetic task 'revers': it must be one of reverse,"),
         (("reverse", 9), "num_examples=9 is out of range: it must be at least 10"),
         (("selective_copy", 20, 3), "no room for 4 letters"),
-        (("recall", 20, 8), "no room for 8 pairs"),
+        (("recall", 20, 4), "no room for 4 pairs"),
         (("lookahead_tags", 20, 3), "must be above 3"),
         (("next_token", 20, 2), "at least 3"),
     ],
@@ -148,7 +148,7 @@ def test_recall():
         assert len(words) == 256 and words[0].endswith("?")
         key = words[0].removesuffix("?")
         pairs = dict(word.split("=") for word in words[1:] if "=" in word)
-        assert len(pairs) == 8 and int(pairs[key]) == label
+        assert len(pairs) == 4 and int(pairs[key]) == label
 
 
 def test_lookahead_tags():
@@ -243,8 +243,8 @@ def test_any_pair_of_a_recall_row_is_right_as_often_as_chance_says():
     hits = [
         int(word.split("=")[1]) == label for words, label, _ in rows("recall", 1000) for word in words if "=" in word
     ]
-    # One pair of eight is the right one, and one eighth of the others have its value.
-    assert np.mean(hits) == pytest.approx(1 / 8 + 7 / 8 / 8, abs=0.02)
+    # One pair of four is the right one, and one quarter of the others have its value.
+    assert np.mean(hits) == pytest.approx(1 / 4 + 3 / 4 / 4, abs=0.02)
 
 
 def test_repeating_the_last_frame_is_as_wrong_as_stated():

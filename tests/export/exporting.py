@@ -24,27 +24,45 @@ SOURCE = Path(hf_seqmodels.models.__file__).parent
 HERE = Path(__file__).parent
 
 # All that a model of each architecture needs, and nothing else: what a stranger's folder must hold.
-_ALL = {"_base.py", "_cache.py", "_configuration.py", "_heads.py", "_inputs.py", "_recurrence.py", "_versions.py"}
-_STACK = _ALL | {"_configuration_stack.py", "_crf.py", "_distributions.py", "_outputs.py"}
-_STACK |= {f"_heads_{kind}.py" for kind in ("classification", "series", "speech")}
-_RECURRENT = _STACK | {"_configuration_recurrent.py"}
+_ALL = {"_base.py", "_cache.py", "_configuration.py", "_inputs.py", "_versions.py"}
+_TOKENS = _ALL | {"_heads.py", "_regularisation.py"}
+_STACK = _TOKENS | {
+    "_configuration_stack.py",
+    "_crf.py",
+    "_outputs.py",
+    "_heads_classification.py",
+    "_heads_speech.py",
+}
+_SERIES = {"_distributions.py", "_heads_series.py", "_series.py"}
+_RECURRENT = _STACK | _SERIES | {"_configuration_recurrent.py", "_encoder.py", "_recurrence.py", "_recurrent_model.py"}
+_TRANSFORMER = {"_attention.py", "_configuration_transformer.py", "_lsh_attention.py", "_sliding_window.py"}
+_TRANSFORMER |= {"_token_layout.py", "_transformer.py"}
+_PATTERNS = {"_configuration_patterns.py"}
 
 
 def _own(*names: str) -> set[str]:
     return {f"{kind}_{name}.py" for kind in ("configuration", "modeling") for name in names}
 
 
+_CELLS = _own("rnn", "lstm", "gru")
 SHIPPED = {
     "seq_rnn": _RECURRENT | _own("rnn"),
     "seq_lstm": _RECURRENT | _own("lstm"),
     "seq_gru": _RECURRENT | _own("gru"),
-    "seq_attention_rnn": _RECURRENT | {"_attention.py"} | _own("attention_rnn", "rnn", "lstm", "gru"),
-    "seq_transformer_decoder": _STACK
-    | {"_attention.py", "_configuration_transformer.py", "_transformer.py"}
-    | _own("transformer_decoder"),
+    "seq_attention_rnn": _RECURRENT | _CELLS | {"_attention.py"} | _own("attention_rnn"),
+    "seq_attention_rnn_seq2seq": _RECURRENT
+    | _CELLS
+    | {"_attention.py", "_heads_seq2seq.py", "_seq2seq.py", "_seq2seq_recurrent.py"}
+    | _own("attention_rnn_seq2seq"),
+    "seq_conv_lstm": _ALL | {"_recurrence.py"} | _own("conv_lstm"),
+    "seq_transformer": _TOKENS | _TRANSFORMER | {"_heads_seq2seq.py", "_seq2seq.py"} | _own("transformer"),
+    "seq_transformer_encoder": _STACK | _TRANSFORMER | _PATTERNS | _own("transformer_encoder"),
+    "seq_transformer_decoder": _STACK | _SERIES | _TRANSFORMER | _PATTERNS | _own("transformer_decoder"),
 }
 
 PLAIN = [Case(architecture, "plain") for architecture in ARCHITECTURES]
+CAUSAL = [case for case in PLAIN if case.main_head == "causal-lm"]
+WRITING = [case for case in PLAIN if case.main_head in ("causal-lm", "masked-lm", "seq2seq-lm")]
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

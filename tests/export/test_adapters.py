@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exporting import PLAIN
+from exporting import CAUSAL
 
 from model_table import Case, assert_close, build, make_ids, make_mask, output_of
 
@@ -17,9 +17,9 @@ peft = pytest.importorskip("peft", reason="peft is not installed (pip install 'h
 EVERY_LINEAR = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 CELL = {"target_parameters": ["weight_hh", "weight_ih"]}
 TABLE = [
-    *[(case, "head", {"target_modules": ["lm_head"]}) for case in PLAIN],
-    *[(case, "embeddings", {"target_modules": ["embed_tokens"]}) for case in PLAIN],
-    *[(case, "cell", CELL) for case in PLAIN if case.recurrent],
+    *[(case, "head", {"target_modules": ["lm_head"]}) for case in CAUSAL],
+    *[(case, "embeddings", {"target_modules": ["embed_tokens"]}) for case in CAUSAL],
+    *[(case, "cell", CELL) for case in CAUSAL if case.recurrent],
     (Case("seq_lstm", "peephole"), "cell", CELL),
     (Case("seq_gru", "reset_before"), "cell", CELL),
     (Case("seq_attention_rnn", "plain"), "attention", {"target_modules": ["query", "combine"]}),
@@ -62,7 +62,7 @@ def test_adapter_trains_saves_and_merges(case, options, tmp_path):
         assert_close(output_of(merged(**inputs)), after, 1e-5, "adapter merged")
 
 
-@pytest.mark.parametrize("case", [case for case in PLAIN if case.recurrent], ids=str)
+@pytest.mark.parametrize("case", [case for case in CAUSAL if case.recurrent], ids=str)
 def test_adapted_cell_generates_what_it_computes(case):
     """The cached steps of generation run through the adapter too."""
     model = build(case, "causal-lm")

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from exporting import PLAIN, build_word_tokenizer, digest
-from transformers import AutoModelForCausalLM, pipeline
+from exporting import CAUSAL, PLAIN, WRITING, build_word_tokenizer, digest
+from transformers import AutoModel, pipeline
 
 from hf_seqmodels.models import ARCHITECTURES
 from model_table import (
     CAUSAL_CASES,
+    TRANSFORMERS,
     Case,
     assert_close,
     assert_same_gradients,
     build,
     build_config,
     make_ids,
+    make_inputs,
     make_mask,
     named_gradients,
     output_of,
 )
 
 each_plain = pytest.mark.parametrize("case", PLAIN, ids=str)
+each_causal = pytest.mark.parametrize("case", CAUSAL, ids=str)
+each_writing = pytest.mark.parametrize("case", WRITING, ids=str)
+each_reading = pytest.mark.parametrize("case", [case for case in PLAIN if case.reads_tokens], ids=str)
 TRANSFORMER = Case("seq_transformer_decoder", "plain")
-RECURRENT = [case for case in PLAIN if case.recurrent]
 
 
 # -- resize_token_embeddings ------------------------------------------------------------------------------------------
@@ -34,28 +40,29 @@ SHAPES = {
 }
 
 
-@each_plain
+@each_writing
 @pytest.mark.parametrize("size", [31, 17])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_resize_token_embeddings(case, size, shape, tmp_path):
     """Growing and shrinking keeps what the kept tokens had, the head follows, and the result saves and loads."""
     options = dict(SHAPES[shape])
-    if not case.recurrent:
+    if case.architecture in TRANSFORMERS:
         options.pop("embedding_size", None)
-    model = build(case, "causal-lm", **options)
-    kept, ids = min(size, 23), make_ids(2, 6, vocab_size=17)
+    model, inputs = build(case, case.main_head, **options), make_inputs(case, case.main_head, 2, 6)
+    kept, inputs = min(size, 23), {name: ids % 17 for name, ids in inputs.items()}
     with torch.no_grad():
-        before = model(ids).logits[..., :kept]
+        before = model(**inputs).logits[..., :kept]
         model.resize_token_embeddings(size, mean_resizing=False)
-        after = model(ids, labels=ids)
+        after = model(**inputs, labels=inputs["input_ids"])
     assert after.logits.shape[-1] == model.config.vocab_size == model.lm_head.weight.shape[0] == size
     assert torch.isfinite(after.loss)
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) == options.get("tie_word_embeddings", False)
+    table = getattr(model.model, "decoder", model.model).embed_tokens  # that of the tokens which are predicted
+    assert (model.lm_head.weight is table.weight) == options.get("tie_word_embeddings", False)
     assert_close(after.logits[..., :kept], before, 1e-6, "resize")
     with pytest.raises(ValueError, match=f"token id {size} is outside the vocabulary of {size}"):
-        model(torch.full((1, 2), size))
+        model(**{name: torch.full_like(ids, size) for name, ids in inputs.items()})
     model.save_pretrained(tmp_path)
-    assert digest(AutoModelForCausalLM.from_pretrained(tmp_path)) == digest(model)
+    assert digest(type(model).from_pretrained(tmp_path)) == digest(model)
 
 
 # -- gradient checkpointing -------------------------------------------------------------------------------------------
@@ -116,7 +123,7 @@ def check_compiled(case: Case, backend: str) -> None:
     "case",
     [
         pytest.param(case, marks=[] if case.architecture == "seq_gru" else pytest.mark.slow, id=str(case))
-        for case in PLAIN
+        for case in CAUSAL
     ],
 )
 def test_compiled_values_are_the_same(case):
@@ -162,21 +169,32 @@ def test_flex_forward_is_eager():
 
 @each_plain
 def test_unknown_attention_is_refused(case, tmp_path):
-    build(case, "causal-lm").save_pretrained(tmp_path)
+    model = build(case)
+    model.save_pretrained(tmp_path)
     for load in (
-        lambda: AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="banana"),
-        lambda: AutoModelForCausalLM.from_config(build_config(case), attn_implementation="banana"),
+        lambda: AutoModel.from_pretrained(tmp_path, attn_implementation="banana"),
+        lambda: AutoModel.from_config(build_config(case), attn_implementation="banana"),
+        lambda: build_config(case, attn_implementation="someone/kernels"),
     ):
-        with pytest.raises(ValueError, match='attn_implementation="banana"` is not supported'):
+        with pytest.raises(ValueError, match=r"attn_implementation='.*' is not allowed|is not supported"):
             load()
-    if case.recurrent:  # there is one way only, and the error says so
+    if case.architecture not in TRANSFORMERS:  # there is one way only, and the error says so
         with pytest.raises(ValueError, match="does not support an attention implementation"):
-            AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
-    assert AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+            AutoModel.from_pretrained(tmp_path, attn_implementation="sdpa")
+    assert AutoModel.from_pretrained(tmp_path, attn_implementation="eager")
+
+
+def test_attention_from_a_file_is_never_fetched(tmp_path):
+    """C5: a name in config.json that is no known one is refused, and nothing is asked for elsewhere."""
+    build(TRANSFORMER).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"attn_implementation": "someone/kernels"}))
+    with pytest.raises(ValueError, match=r"attn_implementation='someone/kernels' is not allowed in a configuration"):
+        AutoModel.from_pretrained(tmp_path)
 
 
 # -- pipelines --------------------------------------------------------------------------------------------------------
-@each_plain
+@each_causal
 def test_text_generation_pipeline_pads_left_without_harm(case):
     model = build(case, "causal-lm", pad_token_id=0, eos_token_id=2)
     write = pipeline("text-generation", model=model, tokenizer=build_word_tokenizer())
@@ -188,14 +206,14 @@ def test_text_generation_pipeline_pads_left_without_harm(case):
     assert all(together)
 
 
-@each_plain
+@each_reading
 def test_feature_extraction_pipeline(case):
     extract = pipeline("feature-extraction", model=build(case), tokenizer=build_word_tokenizer())
     features = torch.tensor(extract("w5 w6 w7"))
     assert features.shape == (1, 3, 12)
 
 
-@each_plain
+@each_reading
 def test_token_classification_pipeline(case):
     model = build(case, "token-classification", id2label={0: "O", 1: "NAME", 2: "PLACE"})
     answer = pipeline("token-classification", model=model, tokenizer=build_word_tokenizer(), ignore_labels=[])("w5 w6")

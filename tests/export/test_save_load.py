@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from exporting import PLAIN, build_word_tokenizer, digest, tensors_of
+from exporting import CAUSAL, PLAIN, build_word_tokenizer, digest, tensors_of
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -22,7 +22,6 @@ from transformers import (
 from hf_seqmodels.models import ARCHITECTURES, HEADS
 from model_table import PAIRS, Case, build, build_config, each_case_and_head, each_pair, make_ids, output_of
 
-CAUSAL = [case for case in PLAIN if "causal-lm" in case.heads]
 each_causal = pytest.mark.parametrize("case", CAUSAL, ids=str)
 
 

@@ -101,6 +101,9 @@ def new_pooling(case: Case, head: str) -> set[str]:
     """What a classifier of sequences has between its backbone and its scores."""
     if head == "token":
         return set()
+    if case.architecture == "seq_transformer_encoder":
+        pooling = case.options.get("pooling", "first")
+        return {"first": {"pooler.weight", "pooler.bias"}, "attention": {"pooler.weight"}, "mean": set()}[pooling]
     return {"pooling.weight"} if case.architecture == "seq_attention_rnn" else set()
 
 

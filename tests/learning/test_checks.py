@@ -118,10 +118,16 @@ def test_a_check_runs_writes_and_reports_its_miss(tiny, tmp_path, capsys, monkey
     assert (output / "parity.png").stat().st_size > 5_000 and (output / "overview.png").exists()
     assert "**rnn ≥ 1.01**" in (output / "table.md").read_text()
 
+    stamp = (runs / "parity" / "rnn-0" / "result.json").stat().st_mtime_ns
+    assert suite.main([*arguments, "--resume"]) == 1
+    assert (runs / "parity" / "rnn-0" / "result.json").stat().st_mtime_ns == stamp, "not repeated"
+    assert json.loads((output / "parity.json").read_text())["systems"] == result["systems"]
+
     checkout = tmp_path / "checkout"
     shutil.copytree(Path(__file__).parent.parent.parent / "configs" / "parity", checkout / "configs" / "parity")
     (checkout / "README.md").write_text("a\n<!-- learning table -->\n<!-- /learning table -->\nb\n")
     write_report(output, checkout)
+    result = json.loads((output / "parity.json").read_text())
     assert format_results([result]) in (checkout / "README.md").read_text()
     header = (checkout / "configs" / "parity" / "rnn.yaml").read_text()
     assert f"# Expected: test accuracy {entry['scores'][0]:.3f} (results/learning/parity.json)" in header

@@ -22,6 +22,8 @@ from .report import ImportReport
 SOURCES = {
     "torch.nn": "torch_nn:import_file",
     "keras": "keras:from_keras",
+    "transformers": "transformers_models:import_folder",
+    "torch.nn.Transformer": "torch_transformer:import_file",
 }
 
 DESCRIPTION = """\
@@ -33,6 +35,10 @@ sources:
   torch.nn         the state dict of an nn.RNN, LSTM or GRU; alone, or as a part of a small model with an
                    nn.Embedding before it and an nn.Linear behind it (a language model or a tagger)
   keras            SimpleRNN, LSTM, GRU, also Bidirectional and stacked: .keras, .h5, .weights.h5 (needs keras, h5py)
+  transformers     the folder of a checkpoint of GPT-2, BERT or T5 (GPT2LMHeadModel, BertForMaskedLM, …), as
+                   config.json says
+  torch.nn.Transformer
+                   its state dict, with --num_heads and whatever was not the default
 """
 
 EPILOG = """\
@@ -40,6 +46,8 @@ examples:
   hf-seqmodels import --from torch.nn lstm.safetensors imported/lstm
   hf-seqmodels import --from torch.nn --torch_load --embedding tokens --decoder out model.pt imported/lm
   hf-seqmodels import --from keras gru.keras imported/gru
+  hf-seqmodels import --from transformers gpt2/ imported/gpt2
+  hf-seqmodels import --from torch.nn.Transformer --num_heads 8 --norm_first model.safetensors imported/transformer
 
 then, in Python:
   import hf_seqmodels
@@ -128,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("tanh", "relu"),
         help="of a plain RNN whose file does not tell (a state dict, a .weights.h5); default: tanh",
     )
+    group = parser.add_argument_group("torch.nn.Transformer")
+    group.add_argument("--num_heads", type=int, help="its nhead, which a state dict does not tell")
+    group.add_argument("--norm_first", action="store_true", help="its norms stand before the sub-layers")
+    group.add_argument("--activation", choices=("relu", "gelu"), help="of its feed-forward layers; default: relu")
+    group.add_argument("--norm_eps", type=float, help="its layer_norm_eps; default: 1e-5")
     return parser
 
 

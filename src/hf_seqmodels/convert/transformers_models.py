@@ -6,6 +6,7 @@ side); where padding stands on the left or between tokens, ours gives what the r
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable
@@ -53,12 +54,11 @@ def from_transformers(source: PreTrainedModel) -> tuple[PreTrainedModel, ImportR
     name = type(source).__name__
     if name not in READERS:
         raise ValueError(f"{name} cannot be imported: the classes that can are {', '.join(READERS)}")
-    source = source.eval()
+    source = copy.deepcopy(source).cpu().float().eval()
     tensors = Tensors(source.state_dict(), name)
     model_type, head, options, weights = READERS[name](source.config, tensors, name)
-    options |= {
-        key: getattr(source.config, key, None) for key in KEPT if getattr(source.config, key, None) is not None
-    }
+    kept = {key: getattr(source.config, key, None) for key in KEPT}
+    options |= {key: value for key, value in kept.items() if value is not None}
     if head in ("sequence-classification", "token-classification"):
         options |= {key: getattr(source.config, key) for key in LABELS}
     tensors.finish()
@@ -78,12 +78,16 @@ def import_folder(path: str | Path, *, torch_load: bool = False) -> tuple[PreTra
     name = (config.architectures or ["?"])[0]
     if name not in READERS:
         raise ValueError(f"{path} holds a {name}: the classes that can be imported are {', '.join(READERS)}")
-    tensors = {key: value for key, value in read_tensors(path, torch_load).items() if not LEFT_OUT.fullmatch(key)}
     loaded, info = getattr(transformers, name).from_pretrained(
-        None, config=config, state_dict=tensors, output_loading_info=True, dtype=torch.float32
+        None,
+        config=config,
+        state_dict=read_tensors(path, torch_load),
+        output_loading_info=True,
+        dtype=torch.float32,
     )
-    missing = [key for key in sorted(info["missing_keys"]) if not LEFT_OUT.fullmatch(key)]
-    for kind, keys in (("missing", missing), ("unexpected", sorted(info["unexpected_keys"]))):
+    missing = [key for key in sorted(info["missing_keys"]) if name != "BertModel" or not key.startswith("pooler.")]
+    unexpected = [key for key in sorted(info["unexpected_keys"]) if not LEFT_OUT.fullmatch(key)]
+    for kind, keys in (("missing", missing), ("unexpected", unexpected)):
         if keys:
             raise ValueError(f"{name}: tensor '{keys[0]}' is {kind}, {len(keys)} such in all")
     return from_transformers(loaded)
@@ -108,6 +112,10 @@ class _Reader:
         """A norm."""
         for end in ends:
             self.weights[f"{ours}.{end}"] = self.tensors.take(f"{theirs}.{end}", width)
+
+    def scale(self, ours: str, factor: float) -> None:
+        """Multiply what was read; not in place, since the source may keep its numbers in the same memory."""
+        self.weights[ours] = self.weights[ours] * factor
 
     def table(self, ours: str, theirs: str, rows: int, width: int) -> None:
         """An embedding."""
@@ -232,8 +240,8 @@ def _read_bert(config: Any, tensors: Tensors, name: str) -> tuple[str, str, dict
         read.linear("transform.dense", "cls.predictions.transform.dense", width, width)
         read.vector("transform.norm", "cls.predictions.transform.LayerNorm", width)
         _read_output(read, "cls.predictions.decoder", config, width)
-        read.weights["lm_head.bias"] = tensors.take("cls.predictions.bias", config.vocab_size)
-        tensors.leave_out("cls.predictions.decoder.bias")  # the same numbers again
+        read.weights["lm_head.bias"] = tensors.take("cls.predictions.decoder.bias", config.vocab_size)
+        tensors.leave_out("cls.predictions.bias")  # the same numbers again, or not read
     elif head == "question-answering":
         read.linear("qa_outputs", "qa_outputs", 2, width)
     else:
@@ -282,7 +290,7 @@ def _read_t5(config: Any, tensors: Tensors, name: str) -> tuple[str, str, dict[s
         options["tie_word_embeddings"] = config.tie_word_embeddings
         _read_output(read, "lm_head", config, config.d_model)
         if getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
-            read.weights["model.decoder.norm.weight"] /= math.sqrt(config.d_model)
+            read.scale("model.decoder.norm.weight", 1 / math.sqrt(config.d_model))
     return "seq_transformer", "seq2seq-lm" if with_head else "backbone", options, read.weights
 
 
@@ -290,14 +298,13 @@ def _read_t5_stack(
     read: _Reader, config: Any, ours: str, theirs: str, num_layers: int, parts: tuple[str, ...]
 ) -> None:
     """One half: the bias of its first layer serves all; each block lists its sub-layers in `parts`."""
-    width, inner, heads = config.d_model, config.d_ff, config.num_heads
+    width, inner, heads, gated = config.d_model, config.d_ff, config.num_heads, config.is_gated_act
+    attended = heads * config.d_kv
     first = f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias"
     read.table(f"{ours}relative_bias", first, config.relative_attention_num_buckets, heads)
     read.vector(f"{ours}norm", f"{theirs}.final_layer_norm", width, ("weight",))
-    names = {
-        "SelfAttention": ("self_attn", "attention_norm"),
-        "EncDecAttention": ("cross_attn", "cross_attention_norm"),
-    }
+    names = {"SelfAttention": ("self_attn", "attention_norm")}
+    names |= {"EncDecAttention": ("cross_attn", "cross_attention_norm")}
     for index in range(num_layers):
         for place, part in enumerate(parts):
             layer, block = f"{ours}layers.{index}", f"{theirs}.block.{index}.layer.{place}"
@@ -305,20 +312,13 @@ def _read_t5_stack(
             read.vector(f"{layer}.{norm}", f"{block}.layer_norm", width, ("weight",))
             if attention:
                 for letter in "qkv":
-                    read.linear(
-                        f"{layer}.{attention}.{letter}_proj", f"{block}.{part}.{letter}", heads * config.d_kv, width
-                    )
-                read.weights[f"{layer}.{attention}.q_proj.weight"] *= math.sqrt(config.d_kv)
-                read.linear(f"{layer}.{attention}.o_proj", f"{block}.{part}.o", width, heads * config.d_kv)
+                    read.linear(f"{layer}.{attention}.{letter}_proj", f"{block}.{part}.{letter}", attended, width)
+                read.scale(f"{layer}.{attention}.q_proj.weight", math.sqrt(config.d_kv))
+                read.linear(f"{layer}.{attention}.o_proj", f"{block}.{part}.o", width, attended)
                 continue
-            if config.is_gated_act:
+            read.linear(f"{layer}.mlp.up_proj", f"{block}.{part}.{'wi_1' if gated else 'wi'}", inner, width)
+            if gated:
                 read.linear(f"{layer}.mlp.gate_proj", f"{block}.{part}.wi_0", inner, width)
-            read.linear(
-                f"{layer}.mlp.up_proj",
-                f"{block}.{part}.wi_1" if config.is_gated_act else f"{block}.{part}.wi",
-                inner,
-                width,
-            )
             read.linear(f"{layer}.mlp.down_proj", f"{block}.{part}.wo", width, inner)
 
 
@@ -340,10 +340,8 @@ def _compare(name: str, taken: int, model: PreTrainedModel, source: PreTrainedMo
         inputs["token_type_ids"] = (torch.arange(length) * source.config.type_vocab_size // length).expand_as(ids)
     if model.config.is_encoder_decoder:
         inputs |= {"decoder_input_ids": ids.flip(1), "decoder_attention_mask": mask.flip(0)}
-    device, dtype = source.device, source.dtype
-    theirs = source.float()(**{key: value.to(device) for key, value in inputs.items()})
-    source.to(dtype)
-    return make_report(name, taken, model, _output(model(**inputs), inputs), _output(theirs, inputs))
+    ours, theirs = (_output(network(**inputs), inputs) for network in (model, source))
+    return make_report(name, taken, model, ours, theirs)
 
 
 def _output(outputs: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -353,4 +351,4 @@ def _output(outputs: Any, inputs: dict[str, Any]) -> torch.Tensor:
     else:
         output = outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]
     mask = inputs.get("decoder_attention_mask", inputs["attention_mask"]).bool()
-    return output.cpu()[mask] if output.shape[:2] == mask.shape else output.cpu()
+    return output[mask] if output.shape[:2] == mask.shape else output

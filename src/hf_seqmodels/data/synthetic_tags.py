@@ -17,7 +17,7 @@ Example = dict[str, Any]
 BITS = ("0", "1")
 LOOKAHEAD = 3
 
-KEYS, VALUES, PAIRS = 16, tuple("01234567"), 8
+KEYS, VALUES, PAIRS = 8, tuple("0123"), 4
 RECALL_SYMBOLS = (
     *(f"k{key}?" for key in range(KEYS)),
     *(f"k{key}={value}" for key, value in itertools.product(range(KEYS), VALUES)),
@@ -69,11 +69,11 @@ def lookahead_tags(rng: np.random.Generator, length: int) -> Example:
 
 
 def recall(rng: np.random.Generator, length: int) -> Example:
-    """`length` tokens: a question `k7?`, then distractors `x0` … with eight pairs `k7=3` of different keys at random
+    """`length` tokens: a question `k7?`, then distractors `x0` … with four pairs `k7=3` of different keys at random
     places among them, one of which is the key asked for; the class is its value (associative recall: Graves 2014,
     section 4.3; Arora 2023).
 
-    The question stands first, where layouts with global tokens have one. Chance level (accuracy): 1/8 blindly, 0.234
+    The question stands first, where layouts with global tokens have one. Chance level (accuracy): 1/4 blindly, 0.44
     for who picks any of the pairs.
     """
     if length <= PAIRS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -30,13 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="the runs; default: %(default)s")
     parser.add_argument("--checkout", type=Path, help="write the table into its README, the scores into its recipes")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="default: %(default)s")
+    parser.add_argument("--resume", action="store_true", help="do not repeat runs that an interrupted suite finished")
     arguments = parser.parse_args(argv)
     try:
-        missed = [
-            name
-            for name in arguments.only or CHECKS
-            if not run_check(name, CHECKS[name], arguments.runs, arguments.output, arguments.workers)["passed"]
-        ]
+        missed = [name for name in arguments.only or CHECKS if not run_check(name, arguments)["passed"]]
         write_report(arguments.output, arguments.checkout)
     except ConfigError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -46,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if missed else 0
 
 
-def run_check(name: str, check: Check, runs: Path, output: Path, workers: int) -> dict[str, Any]:
+def run_check(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train all systems of a check with all seeds, judge, and write `<name>.json` and `<name>.png`.
 
     Raises:
         ConfigError: a recipe cannot be run.
     """
+    check, runs, workers = CHECKS[name], arguments.runs, arguments.workers
     jobs = [(system, seed) for seed in check.seeds for system in check.systems]
     for system in check.systems:  # a mistake shows before the first of them runs
         parse([*check.systems[system].split(), "--output_dir", str(runs / "unused")])
@@ -61,7 +60,7 @@ def run_check(name: str, check: Check, runs: Path, output: Path, workers: int) -
         pending = {}
         for system, seed in jobs:
             folder = runs / name / f"{system.replace(' ', '_')}-{seed}"
-            pending[pool.submit(run_one, check.systems[system], seed, folder)] = system
+            pending[pool.submit(run_one, check.systems[system], seed, folder, arguments.resume)] = system
         for number, done in enumerate(as_completed(pending), start=1):
             system, record = pending[done], done.result()
             found[system].append(record)
@@ -73,21 +72,31 @@ def run_check(name: str, check: Check, runs: Path, output: Path, workers: int) -
             )
     result = judge(name, check, found)
     result |= {"seconds": round(time.perf_counter() - start, 1), "workers": workers, "hardware": hardware()}
-    write_check(output, name, result)
+    write_check(arguments.output, name, result)
     for bar in result["bars"]:
         print(f"{name}: {'holds' if bar['holds'] else 'MISSED'}: {bar['text']}", flush=True)
     return result
 
 
-def run_one(command_line: str, seed: int, folder: Path) -> dict[str, Any]:
-    """One training, in a process and a thread of its own; returns the run's record."""
+def run_one(command_line: str, seed: int, folder: Path, resume: bool = False) -> dict[str, Any]:
+    """One training, in a process and a thread of its own; returns the run's record and its seconds of CPU.
+
+    With `resume` a finished run with the same configuration is not repeated.
+    """
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    options = ["--seed", str(seed), "--output_dir", str(folder), "--overwrite"]
+    config = parse([*command_line.split(), "--seed", str(seed), "--output_dir", str(folder), "--overwrite"])
+    file = folder / "result.json"
+    if resume and file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before["config"] == config.values and "cpu_seconds" in before:
+            return before
     start = time.process_time()
-    record = run(parse([*command_line.split(), *options]), quiet=True)
-    return record | {"cpu_seconds": round(time.process_time() - start, 1)}  # what a busy machine does not lengthen
+    record = run(config, quiet=True)
+    record["cpu_seconds"] = round(time.process_time() - start, 1)  # what a busy machine does not lengthen
+    file.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return record
 
 
 def judge(name: str, check: Check, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

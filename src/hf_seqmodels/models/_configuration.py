@@ -13,6 +13,12 @@ from ._versions import PreTrainedConfig, strict
 # Largest sizes that are accepted, so that a broken file fails here and not in the allocator.
 MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 1_000, 1_000_000, 100_000_000
 
+# Other names are repositories, whose code transformers would download and run.
+KNOWN_KERNELS = {
+    "attn_implementation": ("eager", "sdpa", "flex_attention", *(f"flash_attention_{n}" for n in (2, 3, 4))),
+    "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
+}
+
 
 @strict
 class SequenceConfig(PreTrainedConfig):
@@ -45,6 +51,7 @@ class SequenceConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        refuse_unknown_kernels(kwargs)
         self._refuse_misspelt(kwargs)
         self.check_ranges()  # first: transformers asks for `layer_types`, a list as long as the layers are many
         super().__post_init__(**kwargs)
@@ -97,6 +104,18 @@ class SequenceConfig(PreTrainedConfig):
         if getattr(self, "auto_map", None):
             _copy_code(type(self), set(self.auto_map.values()), Path(save_directory))
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def refuse_unknown_kernels(settings: dict) -> None:
+    """Raise ValueError if settings of a configuration name kernels that are not transformers' own."""
+    for key, value in settings.items():
+        known = KNOWN_KERNELS.get(key.removeprefix("_").removesuffix("_internal"), ())
+        for name in value.values() if isinstance(value, dict) else [value]:
+            if known and name is not None and name not in known:
+                raise ValueError(
+                    f"{key}={name!r} is not allowed in a configuration: it must be one of "
+                    f"{', '.join(map(repr, known))} (set other kernels on the model, after loading it)"
+                )
 
 
 def _copy_code(config_class: type, references: set[str], folder: Path) -> None:

@@ -3,11 +3,9 @@
 import math
 from typing import Any
 
-from transformers import AutoConfig
-
 from ._configuration import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
 from ._configuration_stack import StackConfig
-from ._encoder import make_encoder_config, refuse_unknown_kernels
+from ._encoder import SUB_CONFIGS, make_encoder_config
 from ._versions import PreTrainedConfig, strict
 
 DROPOUTS = ("input_dropout", "output_dropout", "embedding_dropout", "weight_drop")
@@ -59,7 +57,7 @@ class RecurrentConfig(StackConfig):
         freeze_encoder (`bool`, defaults to False): the encoder is not trained, and is always in evaluation mode.
     """
 
-    sub_configs = {"encoder": AutoConfig}
+    sub_configs = SUB_CONFIGS
 
     embedding_size: int | None = None
     initializer_range: float | int = 0.1
@@ -81,7 +79,6 @@ class RecurrentConfig(StackConfig):
     freeze_encoder: bool = False
 
     def __post_init__(self, **kwargs):
-        refuse_unknown_kernels(kwargs)  # transformers would hand them on to the encoder
         if self.encoder is not None:
             self._follow_encoder()
             for option in ("attn_implementation", "experts_implementation"):  # or transformers would reset them

@@ -19,13 +19,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING,
 )
 
+from ._configuration import refuse_unknown_kernels
 from ._versions import PreTrainedConfig
 
-# Other names are repositories, whose code transformers would download and run.
-KNOWN_KERNELS = {
-    "attn_implementation": ("eager", "sdpa", "flex_attention", *(f"flash_attention_{n}" for n in (2, 3, 4))),
-    "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
-}
+SUB_CONFIGS = {"encoder": AutoConfig}  # how transformers reads the encoder's part of a configuration
 POINTERS = ("_name_or_path", "name_or_path", "auto_map")  # to weights and code elsewhere
 
 
@@ -62,18 +59,6 @@ def make_encoder_config(value: dict | PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def refuse_unknown_kernels(settings: dict) -> None:
-    """Raise ValueError if settings of a configuration name kernels that are not transformers' own."""
-    for key, value in settings.items():
-        known = KNOWN_KERNELS.get(key.removeprefix("_").removesuffix("_internal"), ())
-        for name in value.values() if isinstance(value, dict) else [value]:
-            if known and name is not None and name not in known:
-                raise ValueError(
-                    f"{key}={name!r} is not allowed in a configuration: it must be one of "
-                    f"{', '.join(map(repr, known))} (set other kernels on the model, after loading it)"
-                )
-
-
 def _without_pointers(settings: dict) -> dict:
     """A copy without pointers to other places, at any depth; raises ValueError at kernels of unknown names."""
     refuse_unknown_kernels(settings)
@@ -90,7 +75,8 @@ def _auto_class(config: PreTrainedConfig) -> tuple[Any, dict[str, Any]]:
     auto, mapping = (
         (AutoModelForTextEncoding, MODEL_FOR_TEXT_ENCODING_MAPPING) if encodes_text else (AutoModel, MODEL_MAPPING)
     )
-    pools = "add_pooling_layer" in inspect.signature(mapping[type(config)].__init__).parameters
+    model: Any = mapping[type(config)]
+    pools = "add_pooling_layer" in inspect.signature(model.__init__).parameters
     return auto, {"add_pooling_layer": False} if pools else {}
 
 

@@ -101,7 +101,7 @@ class SequenceClassificationHead(SequencePreTrainedModel):
 
         torch would broadcast numbers of another shape, and take numbers that are no class ids for such.
         """
-        problem = self.config.problem_type
+        problem: str | None = self.config.problem_type
         if problem is None:  # by the rule of transformers' loss
             kind = "single" if labels.dtype in (torch.int32, torch.int64) else "multi"
             problem = "regression" if self.num_labels == 1 else f"{kind}_label_classification"
@@ -136,7 +136,7 @@ class AudioClassificationHead(SequenceClassificationHead):
     def pool(self, hidden_states: torch.Tensor, valid: torch.Tensor | None) -> Pooled:
         return mean_of_tokens(hidden_states, valid), None
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_features: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,

@@ -13,7 +13,7 @@ from torch import nn
 OPTIONS = ("num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict")
 
 
-def refuse_misspelt(model: type[nn.Module], arguments: dict[str, Any]) -> None:
+def refuse_misspelt(model: Any, arguments: dict[str, Any]) -> None:
     """Raise ValueError for an argument that is nearly one of the model's: `**kwargs` would swallow it.
 
     Others pass, as in transformers, whose trainers and pipelines give models more than they read.
@@ -28,7 +28,7 @@ def refuse_misspelt(model: type[nn.Module], arguments: dict[str, Any]) -> None:
 
 
 @cache
-def argument_names(model: type[nn.Module]) -> tuple[str, ...]:
+def argument_names(model: Any) -> tuple[str, ...]:
     """What `forward` names, and the options."""
     return *inspect.signature(model.forward).parameters, *OPTIONS
 

@@ -129,9 +129,7 @@ class SlidingWindowAttention(MultiHeadAttention):
         return states
 
     # -- the slow twin ---------------------------------------------------------------------------------------------
-    def attend_eagerly(
-        self, query: torch.Tensor, seen: Keys, first: Keys | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def attend_eagerly(self, query: torch.Tensor, seen: Keys, first: Keys | None) -> tuple[torch.Tensor, torch.Tensor]:
         """All scores, those that are not allowed masked, and the weights (B, H, T, G + S)."""
         length = query.shape[2]
         rows, columns = seen.numbers[:, -length:, None], seen.numbers[:, None]

@@ -10,7 +10,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ._attention import AttentionPooling, AttentionScore, attend
-from ._base import RecurrentModel, RecurrentPreTrainedModel
 from ._heads import CausalLMHead, MaskedLMHead
 from ._heads_classification import (
     AudioClassificationHead,
@@ -22,6 +21,7 @@ from ._heads_series import TimeSeriesHead
 from ._heads_speech import CTCHead
 from ._outputs import AttentionPoolingOutput
 from ._recurrence import ValidSteps
+from ._recurrent_model import RecurrentModel, RecurrentPreTrainedModel
 from .configuration_attention_rnn import AttentionRNNConfig
 from .modeling_gru import GRULayer
 from .modeling_lstm import LSTMLayer

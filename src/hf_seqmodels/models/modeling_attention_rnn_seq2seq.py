@@ -25,7 +25,7 @@ class AttentionRNNSeq2SeqPreTrainedModel(SequencePreTrainedModel):
     """Loading, saving and initialisation of the recurrent encoder–decoder."""
 
     config: AttentionRNNSeq2SeqConfig
-    _no_split_modules = ["StatefulLayer", "SourceAttention"]
+    _no_split_modules = ["StatefulLayer"]
     _is_stateful = True  # no assisted decoding: a state cannot take back rejected tokens
 
     @torch.no_grad()

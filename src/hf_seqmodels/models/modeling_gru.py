@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
-from ._base import RecurrentModel, RecurrentPreTrainedModel
 from ._heads import CausalLMHead, MaskedLMHead
 from ._heads_classification import (
     AudioClassificationHead,
@@ -17,6 +16,7 @@ from ._heads_classification import (
 from ._heads_series import TimeSeriesHead
 from ._heads_speech import CTCHead
 from ._recurrence import RecurrentLayer, States, affine, chrono_bias
+from ._recurrent_model import RecurrentModel, RecurrentPreTrainedModel
 from .configuration_gru import GRUConfig
 
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from transformers import GenerationMixin
 from transformers import initialization as init
 
-from ._base import RecurrentModel, RecurrentPreTrainedModel
 from ._heads import CausalLMHead, MaskedLMHead
 from ._heads_classification import (
     AudioClassificationHead,
@@ -22,6 +21,7 @@ from ._heads_classification import (
 from ._heads_series import TimeSeriesHead
 from ._heads_speech import CTCHead
 from ._recurrence import RecurrentLayer, States, affine, chrono_bias
+from ._recurrent_model import RecurrentModel, RecurrentPreTrainedModel
 from .configuration_lstm import LSTMConfig
 
 

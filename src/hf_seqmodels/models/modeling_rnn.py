@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationMixin
 
-from ._base import RecurrentModel, RecurrentPreTrainedModel
 from ._heads import CausalLMHead, MaskedLMHead
 from ._heads_classification import (
     AudioClassificationHead,
@@ -18,6 +17,7 @@ from ._heads_classification import (
 from ._heads_series import TimeSeriesHead
 from ._heads_speech import CTCHead
 from ._recurrence import RecurrentLayer, States
+from ._recurrent_model import RecurrentModel, RecurrentPreTrainedModel
 from .configuration_rnn import RNNConfig
 
 
