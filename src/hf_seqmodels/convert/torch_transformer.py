@@ -65,32 +65,52 @@ def from_torch_transformer(
         _read_half(tensors, weights, half, number, inner, width, has_bias)
     tensors.finish()
     architecture = ARCHITECTURES["seq_transformer"]
-    config = architecture.config(
-        vocab_size=1,
-        hidden_size=width,
-        num_hidden_layers=layers[0],
-        num_decoder_layers=layers[1],
-        num_attention_heads=num_heads,
-        intermediate_size=inner,
-        hidden_act=activation,
-        use_bias=has_bias,
-        norm_position="pre" if norm_first else "post",
-        norm_eps=norm_eps,
-        final_norm=True,
-        positions="none",
-        share_embeddings=True,
-    )
+    options: dict[str, Any] = {
+        "vocab_size": 1,
+        "hidden_size": width,
+        "num_hidden_layers": layers[0],
+        "num_decoder_layers": layers[1],
+        "num_attention_heads": num_heads,
+        "intermediate_size": inner,
+        "hidden_act": activation,
+        "use_bias": has_bias,
+        "norm_position": "pre" if norm_first else "post",
+        "norm_eps": norm_eps,
+        "final_norm": True,
+        "positions": "none",
+        "share_embeddings": True,
+    }
+    config = architecture.config(**options)
     model = build(architecture.models["backbone"], config, weights)
     reference = nn.Transformer(
-        width, num_heads, *layers, inner, 0.0, activation, None, None, norm_eps, True, norm_first, has_bias
+        width,
+        num_heads,
+        layers[0],
+        layers[1],
+        inner,
+        dropout=0.0,
+        activation=activation,
+        layer_norm_eps=norm_eps,
+        batch_first=True,
+        norm_first=norm_first,
+        bias=has_bias,
     )
     reference.load_state_dict(dict(source))
     return model, _compare(tensors, model, reference.eval(), assumed)
 
 
-def import_file(path: str | Path, *, torch_load: bool = False, **options: Any) -> tuple[PreTrainedModel, ImportReport]:
+def import_file(
+    path: str | Path,
+    *,
+    torch_load: bool = False,
+    num_heads: int | None = None,
+    norm_first: bool = False,
+    activation: str = "relu",
+    norm_eps: float = 1e-5,
+) -> tuple[PreTrainedModel, ImportReport]:
     """[`from_torch_transformer`] for a file with a state dict (`hf-seqmodels import --from torch.nn.Transformer`)."""
-    return from_torch_transformer(read_tensors(path, torch_load), **options)
+    options: dict[str, Any] = {"norm_first": norm_first, "activation": activation, "norm_eps": norm_eps}
+    return from_torch_transformer(read_tensors(path, torch_load), num_heads=num_heads, **options)
 
 
 def _name_of(activation: Any) -> str:

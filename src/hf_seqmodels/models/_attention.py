@@ -205,7 +205,7 @@ class CrossAttention(MultiHeadAttention):
         """(B, T, D) and the source (B, S, D) → (B, T, D) and, from the eager function, the weights (B, H, T, S)."""
         query = self.split_heads(self.q_proj(hidden_states))
         if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
-            cached = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            cached: Any = past_key_values.cross_attention_cache.layers[self.layer_idx]
             return self.attend(query, cached.keys, cached.values, attention_mask, **kwargs)
         key = self.split_heads(self.k_proj(encoder_hidden_states))
         value = self.split_heads(self.v_proj(encoder_hidden_states))

@@ -116,16 +116,15 @@ class TransformerDecoderHalf(TransformerPreTrainedModel, TransformerStack):
     ) -> Any:
         """Which tokens of the source the target sees, as the attention function wants to know it."""
         batch, length = given.shape[:2]
+        known = encoder_hidden_states
         if past_key_values is not None and past_key_values.is_updated.get(0):
-            source = past_key_values.cross_attention_cache.layers[0].keys
-            columns, dtype = source.shape[2], source.dtype
-        elif encoder_hidden_states is not None:
-            columns, dtype = encoder_hidden_states.shape[1], encoder_hidden_states.dtype
-        else:
+            cached: Any = past_key_values.cross_attention_cache.layers[0]
+            known = cached.keys[:, 0]
+        if known is None:
             raise ValueError("the source is unknown: pass input_ids, encoder_outputs, or a cache that has read it")
         # transformers reads nothing but sizes, type and device off these two
-        target = torch.empty(batch, length, 0, dtype=dtype, device=given.device)
-        source = torch.empty(batch, columns, 0, dtype=dtype, device=given.device)
+        target = torch.empty(batch, length, 0, dtype=known.dtype, device=given.device)
+        source = torch.empty(batch, known.shape[1], 0, dtype=known.dtype, device=given.device)
         return create_bidirectional_mask(
             config=self.config, inputs_embeds=target, attention_mask=source_mask, encoder_hidden_states=source
         )

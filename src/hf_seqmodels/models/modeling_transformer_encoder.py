@@ -136,7 +136,7 @@ class TransformerEncoderForSequenceClassification(SequenceClassificationHead, Tr
 
     def __init__(self, config: TransformerEncoderConfig):
         super().__init__(config)
-        self.pooler = None
+        self.pooler: Any = None
         if config.pooling == "first":
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         elif config.pooling == "attention":
