@@ -159,7 +159,7 @@ def make_test_class(model_type: str, architecture: Architecture, heads: list[str
         "heads": heads,
         "options": options,
         "all_model_classes": tuple(architecture.models[head] for head in heads),
-        "has_attentions": "attentions" in backbone._can_record_outputs and not options.get("bidirectional"),
+        "has_attentions": "attentions" in (backbone._can_record_outputs or {}) and not options.get("bidirectional"),
     }
     own_skips = OWN_SKIPS["*"] | OWN_SKIPS.get(model_type, {}) | (NO_TOKENS if reads_features else {})
     tests = {name: unittest.skip(f"ours: {reason}")(getattr(CommonTests, name)) for name, reason in own_skips.items()}

@@ -161,7 +161,7 @@ CHECKS: dict[str, Check] = {
         "exact_match",
         {"peephole": "--config spike_timing/lstm-peephole", "vanilla": "--config spike_timing/lstm"},
         [succeeds("peephole", 8, 0.99), more_often("peephole", "vanilla", 0.99)],
-        seeds=range(10),
+        seeds=range(100, 110),  # the setting was chosen on others
     ),
     "moving_squares": Check(
         "the next ten frames of bouncing squares, squared error",
