@@ -106,6 +106,7 @@ def check_same_batches(records: dict[str, dict[str, Any]]) -> None:
 
 def measure(folder: Path, record: dict[str, Any], data: RunData) -> None:
     """Add generation speed, state size and out-of-vocabulary share of the saved model to its record."""
+    assert data.texts is not None and data.tokenizer is not None  # a language model's data have both
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     prompt = data.tokenizer(PROMPT, return_tensors="pt").input_ids
     record["measured"] = {
@@ -138,6 +139,7 @@ def verify_all(output: Path, data: RunData) -> dict[str, dict[str, Any]]:
 
 def baselines(data: RunData) -> dict[str, dict[str, float]]:
     """Bits per character of an interpolated character trigram and 5-gram fitted on the same text."""
+    assert data.texts is not None and data.tokenizer is not None  # a language model's data have both
     streams = {split: token_stream(texts, data.tokenizer) for split, texts in data.texts.items()}
     scores = {}
     for name, order in (("trigram", 3), ("5-gram", 5)):

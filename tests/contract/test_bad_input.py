@@ -99,9 +99,9 @@ def test_no_tokens_at_all(case, head, shape):
     model, inputs = build(case, head), make_inputs(case, head, 2, 4)
     empty = {name: value[: shape[0], : shape[1]] for name, value in inputs.items()}
     for given in (empty, poisonable(model, empty)):
-        with pytest.raises(ValueError, match="holds no (tokens|frames): pass at least one row"):
+        with pytest.raises(ValueError, match=r"holds no (tokens|frames): pass at least one row"):
             model(**given)
-        with pytest.raises(ValueError, match="holds no (tokens|frames)"):
+        with pytest.raises(ValueError, match=r"holds no (tokens|frames)"):
             model(**given, attention_mask=torch.zeros(shape, dtype=torch.long))
 
 

@@ -92,7 +92,7 @@ def test_attention_rnn_layer(score, window):
     options = {"score": score, "window": window, "cell": "gru", "hidden_size": 3, "embedding_size": 3}
     model = build(Case("seq_attention_rnn", "plain"), dtype=torch.float64, num_hidden_layers=1, **options)
     layer, steps = model.layers[0], find_valid_steps(MASK.bool())
-    check(layer, lambda x: layer(x, steps), draw(2, 4, 3))
+    check(layer, lambda x: layer(x, steps=steps), draw(2, 4, 3))
 
 
 TRANSFORMERS = list(itertools.product(["pre", "post"], ["layernorm", "rmsnorm"], ["gelu", "swiglu"]))

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForSequenceClassification,
+    DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     PreTrainedTokenizerFast,
@@ -21,10 +22,9 @@ from transformers import (
 
 from hf_seqmodels.data import CausalLMCollator
 from hf_seqmodels.models import ARCHITECTURES
-from model_table import Case, build
+from model_table import Case, build, each_pair
 
 PLAIN = [Case(architecture, "plain") for architecture in ARCHITECTURES]
-each_plain = pytest.mark.parametrize("case", PLAIN, ids=str)
 VOCABULARY = 23
 
 
@@ -53,7 +53,7 @@ def ragged(rows: int, labels: str, seed: int = 0) -> Dataset:
         ids = torch.randint(1, VOCABULARY, (int(torch.randint(2, 10, (), generator=generator)),), generator=generator)
         dropped = torch.rand(len(ids), generator=generator) < 0.33
         table["input_ids"].append(ids.tolist())
-        if labels == "causal-lm":
+        if labels in ("causal-lm", "seq2seq-lm"):
             table["labels"].append(ids.masked_fill(dropped, -100).tolist())
         elif labels == "token-classification":
             table["labels"].append((ids % 3).masked_fill(dropped, -100).tolist())
@@ -65,13 +65,21 @@ def ragged(rows: int, labels: str, seed: int = 0) -> Dataset:
 def collator(head: str) -> Any:
     if head == "causal-lm":
         return CausalLMCollator(pad_token_id=0)
+    if head == "seq2seq-lm":
+        return DataCollatorForSeq2Seq(bare_tokenizer())
     stock = DataCollatorForTokenClassification if head == "token-classification" else DataCollatorWithPadding
     return stock(bare_tokenizer())
 
 
 # -- A16 --------------------------------------------------------------------------------------------------------------
-@each_plain
-@pytest.mark.parametrize("head", ["causal-lm", "token-classification", "sequence-classification"])
+@each_pair(
+    [
+        (case, head)
+        for case in PLAIN
+        for head in ("causal-lm", "token-classification", "sequence-classification", "seq2seq-lm")
+        if head in case.heads
+    ]
+)
 def test_accumulation_is_one_large_batch(case, head, tmp_path):
     """A16: 3 steps of 2 rows and 1 step of 6 rows: same losses, same gradient norm, same weights."""
     outcomes = []
@@ -114,18 +122,18 @@ def which_came_last(rows: int, seed: int) -> Dataset:
     return Dataset.from_dict(table)
 
 
-@each_plain
+@pytest.mark.parametrize("case", [case for case in PLAIN if "sequence-classification" in case.heads], ids=str)
 def test_language_model_becomes_a_classifier(case, tmp_path):
     """A saved language model, the Auto class, the stock Trainer and collator: nearly every held-out row is right."""
     set_seed(0)
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "pad_token_id": 0}
-    ARCHITECTURES[case.architecture].models["causal-lm"](
+    ARCHITECTURES[case.architecture].models[case.main_head](
         ARCHITECTURES[case.architecture].config(**sizes)
     ).save_pretrained(tmp_path / "lm")
     model, info = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "lm", num_labels=2, output_loading_info=True
     )
-    assert all(key.startswith(("score.", "pooling.")) for key in info["missing_keys"])
+    assert all(key.startswith(("score.", "pooling.", "pooler.")) for key in info["missing_keys"])
     trainer = Trainer(
         model,
         arguments(

@@ -48,10 +48,11 @@ class SlidingWindowAttention(MultiHeadAttention):
     def __init__(self, config: Any, layer_idx: int, is_causal: bool = True):
         super().__init__(config, layer_idx, is_causal)
         window = config.attention_window
-        self.left, self.right = (window - 1, 0) if is_causal else (window // 2, window // 2)
+        self.left: int = window - 1 if is_causal else window // 2
+        self.right: int = 0 if is_causal else window // 2
         self.num_global = config.num_global_tokens
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: torch.Tensor,
         attention_mask: TokenLayout,
@@ -71,11 +72,12 @@ class SlidingWindowAttention(MultiHeadAttention):
         memory = {} if cache is None else cache.read_states(key.dtype, key.device)
         seen = self.join(memory, key, value, layout)
         first = self.first_tokens(memory, key, value, layout)
+        weights = None
         if self.config._attn_implementation == "eager":
-            output, weights = self.attend_eagerly(query, seen, first)
-            weights = None if memory else self.restore_weights(weights, first, layout)
+            output, all_weights = self.attend_eagerly(query, seen, first)
+            weights = None if memory else self.restore_weights(all_weights, first, layout)
         else:
-            output, weights = self.attend_in_blocks(query, seen, first), None
+            output = self.attend_in_blocks(query, seen, first)
         if cache is not None:
             cache.write_states(self.remember(memory, seen, first, layout), key.shape[2])
         output = restore(output, layout).transpose(1, 2)

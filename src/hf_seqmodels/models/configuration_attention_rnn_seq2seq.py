@@ -31,6 +31,7 @@ class AttentionRNNSeq2SeqConfig(SequenceConfig):
         tie_word_embeddings: the output layer shares the matrix that the target is embedded with.
         lm_head_bias (`bool`, defaults to False): the output layer adds a bias.
         decoder_start_token_id (`int`, defaults to 0): the token that the decoder reads first.
+        is_encoder_decoder (`bool`): True, as transformers wants to know.
         is_encoder_decoder (`bool`, defaults to True): what transformers knows an encoder–decoder by; nothing else is
             allowed.
         dropout: between layers, on every layer's output but the last, on both sides (as in torch.nn.LSTM).

@@ -24,6 +24,7 @@ class TransformerConfig(TransformerOptions):
             one matrix in the whole model (Vaswani 2017, section 3.4).
         lm_head_bias (`bool`, defaults to False): the output layer adds a bias.
         decoder_start_token_id (`int`, defaults to 0): the token that the decoder reads first.
+        is_encoder_decoder (`bool`): True, as transformers wants to know.
 
     The text-to-text layout of T5 (Raffel 2020) is `positions="relative", norm="rmsnorm", norm_position="pre",
     use_bias=False, share_embeddings=True, tie_word_embeddings=True`; T5 v1.1 adds `hidden_act="geglu"` and does not
