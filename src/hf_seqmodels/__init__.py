@@ -27,7 +27,8 @@ from .models.modeling_transformer import *
 from .models.modeling_transformer_decoder import *
 from .models.modeling_transformer_encoder import *
 
-
 __version__ = "0.1.0"
+__all__ = ["ARCHITECTURES", "Architecture", "register_all"]
+__all__ += [cls.__name__ for each in ARCHITECTURES.values() for cls in (each.config, *each.models.values())]
 
 register_all()

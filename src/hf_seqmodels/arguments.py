@@ -33,7 +33,7 @@ DATASETS = {
     "reverse": "seq2seq-lm",
     "prefixed": "seq2seq-lm",
     "parity": "sequence-classification",
-    "recall": "sequence-classification",
+    "recall": "token-classification",
     "lookahead_tags": "token-classification",
     "bracketed_tags": "token-classification",
     "nested_brackets": "token-classification",

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def list_all() -> int:
-    """Print every architecture with its variants, and every recipe with the first line of its header."""
+    """Print every architecture with its variants and heads, and every recipe with the first line of its header."""
     from .models import ARCHITECTURES
     from .recipes import list_configs
 
@@ -49,6 +49,7 @@ def list_all() -> int:
     print("architectures (--model_type):")
     for name, architecture in ARCHITECTURES.items():
         print(f"  {name:{width}}{', '.join(architecture.variants)}")
+        print(f"  {'':{width}}heads: {', '.join(architecture.models)}")
     print("recipes (--config):")
     for name, path in list_configs().items():
         header = path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("#").strip()

@@ -217,7 +217,11 @@ def _check_model_type(model_type: str, task: str) -> None:
         raise ConfigError(f"there is no architecture '{model_type}'{hint}")
     if CONFIG_MAPPING[model_type] not in mapping:
         missing = "causal language model" if task == "causal-lm" else f"model for {task}"
-        raise ConfigError(f"architecture '{model_type}' has no {missing}; choose another --model_type")
+        has = [name for name in TASKS if CONFIG_MAPPING[model_type] in auto_class(name)._model_mapping]
+        way_out = (
+            f"choose --task {' or '.join(has)}, or another --model_type" if has else "choose another --model_type"
+        )
+        raise ConfigError(f"architecture '{model_type}' has no {missing}; {way_out}")
 
 
 def _model_config(model_type: str, options: Mapping[str, Any]) -> PreTrainedConfig:
@@ -231,7 +235,9 @@ def _check_dataset(task: str, data: DataArguments) -> None:
     """The data set teaches the task, and the options given are ones that it has."""
     if task != DATASETS[data.dataset]:
         taught, fitting = DATASETS[data.dataset], ", ".join(name for name in DATASETS if DATASETS[name] == task)
-        raise ConfigError(f"dataset={data.dataset} teaches {taught} and not task={task}; use --dataset {fitting}")
+        raise ConfigError(
+            f"dataset={data.dataset} teaches {taught} and not task={task}; use --task {taught}, or --dataset {fitting}"
+        )
     made = data.dataset != "pydoc_topics"
     for name in ("train_file",) if made else _MADE:
         if getattr(data, name) is not None:

@@ -247,3 +247,12 @@ def test_a_mask_of_another_width_is_refused(case):
     ids = make_ids(3, 7)
     with pytest.raises(ValueError, match="12 columns for 7 tokens after 0 cached ones: give it 7"):
         model(ids, attention_mask=torch.ones(3, 12, dtype=torch.long))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_table_of_tokens_to_resize(architecture):
+    heads = [head for head in (*FEATURE_HEADS, "time-series-prediction") if head in ARCHITECTURES[architecture].models]
+    if not heads:
+        pytest.skip("its decoder reads tokens")
+    with pytest.raises(ValueError, match="reads features: there is no table of tokens to resize"):
+        build(Case(architecture, "plain"), heads[0]).resize_token_embeddings(30)

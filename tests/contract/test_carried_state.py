@@ -4,10 +4,12 @@ import functools
 
 import pytest
 import torch
+from transformers import DynamicCache, StaticCache
 
 from model_table import (
     CELLS,
     TOLERANCE,
+    Case,
     assert_close,
     assert_same_gradients,
     build,
@@ -126,3 +128,44 @@ def test_nothing_is_kept_on_the_modules(case):
     assert torch.equal(model(ids).logits, first)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert len(model.state_dict()) == len(before)
+
+
+def relative_decoder():
+    options = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 5}
+    return build(Case("seq_transformer_decoder", "plain"), dtype=torch.float64, positions="relative", **options)
+
+
+@pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
+def test_relative_positions_that_the_caller_gives(cache_class):
+    """Two texts in a row, say: the first pass reads the same positions with a cache and without one."""
+    model, ids, holes = relative_decoder(), make_ids(2, 6), torch.ones(2, 6, dtype=torch.long)
+    holes[1, 1] = 0
+    sizes = {"max_cache_len": 9} if cache_class is StaticCache else {}
+    for given in ([[0, 1, 2, 3, 0, 1]], [[0, 1, 2, 3, 0, 1]] * 2, [[0, 1, 2, 3, 0, 1], [5, 0, 3, 3, 0, 7]]):
+        positions = torch.tensor(given)
+        for mask in (torch.ones_like(ids), holes):  # without any, transformers would take them for packed texts
+            keep = mask.bool()
+            numbered = model(ids, mask, use_cache=False).last_hidden_state
+            expected = model(ids, mask, positions, use_cache=False).last_hidden_state
+            assert not torch.allclose(numbered[keep], expected[keep], atol=1e-3)
+            for options in ({"use_cache": True}, {"past_key_values": cache_class(config=model.config, **sizes)}):
+                output = model(ids, mask, positions, **options).last_hidden_state
+                assert_close(output[keep], expected[keep], 1e-12, "A5 carried state", "positions")
+
+
+def test_relative_positions_after_cached_tokens():
+    """The cache does not know where its tokens stood: the tokens' numbers are taken, others are refused."""
+    model, ids, mask = relative_decoder(), make_ids(2, 8), torch.ones(2, 8, dtype=torch.long)
+    mask[1, [0, 5]] = 0
+    numbers = (mask.cumsum(1) - 1).masked_fill(mask == 0, 7)  # under padding anything
+    expected = model(ids, attention_mask=mask, use_cache=False).last_hidden_state[:, 4:][mask[:, 4:].bool()]
+    for given in (numbers[:, 4:], None):
+        cache = model(ids[:, :4], attention_mask=mask[:, :4]).past_key_values
+        later = model(ids[:, 4:], attention_mask=mask, past_key_values=cache, position_ids=given).last_hidden_state
+        assert_close(later[mask[:, 4:].bool()], expected, 1e-12, "A5 carried state", "positions")
+    cache = model(ids[:, :4], attention_mask=mask[:, :4]).past_key_values
+    for wrong in (numbers[:, 4:] + 1, torch.zeros(1, 4, dtype=torch.long)):
+        with pytest.raises(
+            ValueError, match=r"^position_ids other than the tokens' numbers .* leave out position_ids"
+        ):
+            model(ids[:, 4:], attention_mask=mask, past_key_values=cache, position_ids=wrong)

@@ -15,6 +15,8 @@ from hf_seqmodels.models.modeling_conv_lstm import ConvLSTMForTimeSeriesPredicti
 BAD_OPTIONS = {
     "kernel_size=4 is not allowed: it must be odd": {"kernel_size": 4},
     "kernel_size=-1": {"kernel_size": -1},
+    "kernel_size=1000000000001": {"kernel_size": 10**12 + 1},
+    "prediction_length=1000000000000": {"prediction_length": 10**12},
     "hidden_size=-3": {"hidden_size": -3},
     "num_hidden_layers=0": {"num_hidden_layers": 0},
     "num_channels=0": {"num_channels": 0},
@@ -66,7 +68,24 @@ BAD_INPUTS = {
     "future size": ({}, FRAMES | {"future_values": zeros(2, 3, 2, 5, 4)}, "pass (2, 3, 2, 4, 5)"),
     "future above 1": ({"loss": "bce"}, FRAMES | {"future_values": zeros(2, 3, 2, 4, 5) + 255}, "in [0, 1]"),
     "future below 0": ({"loss": "bce"}, FRAMES | {"future_values": zeros(2, 3, 2, 4, 5) - 1}, "in [0, 1]"),
-    "future NaN": ({"loss": "bce"}, FRAMES | {"future_values": zeros(2, 3, 2, 4, 5) / 0}, "between nan and nan"),
+    "future NaN": ({"loss": "bce"}, FRAMES | {"future_values": zeros(2, 3, 2, 4, 5) / 0}, "future_values is nan"),
+    "future infinite": (
+        {},
+        FRAMES | {"future_values": zeros(2, 3, 2, 4, 5) + float("inf")},
+        "future_values is inf in row 0 at frame 0: pass finite pixels, and mark missing ones with 0 in future",
+    ),
+    "past NaN": ({}, {"pixel_values": zeros(2, 4, 2, 4, 5) / 0}, "pixel_values is nan in row 0 at frame 0"),
+    "past mask without pixels": (
+        {},
+        FRAMES | {"past_observed_mask": zeros(2, 4)},
+        "past_observed_mask of shape (2, 4)",
+    ),
+    "future mask of the past": (
+        {},
+        FRAMES | {"future_values": zeros(2, 3, 2, 4, 5), "future_observed_mask": zeros(2, 4, 2, 4, 5)},
+        "does not fit frames of (2, 3, 2, 4, 5)",
+    ),
+    "future mask alone": ({}, FRAMES | {"future_observed_mask": zeros(2, 3, 2, 4, 5)}, "without future_values"),
     "mask length": (
         {},
         FRAMES | {"attention_mask": zeros(2, 3)},

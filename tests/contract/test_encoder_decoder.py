@@ -382,3 +382,5 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=f"{name}=.* is not allowed: it must be"):
             TransformerConfig(**(SIZES | options))
+    with pytest.raises(ValueError, match=r"^TransformerConfig has no option 'attention_pattern'"):
+        TransformerConfig(**SIZES, attention_pattern="lsh")

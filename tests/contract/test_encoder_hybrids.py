@@ -322,6 +322,8 @@ WRONG = {
     "type": ({"encoder": {"model_type": "nobody"}}, "model_type='nobody' is not known"),
     "no type": ({"encoder": BERT}, "model_type=None is not known"),
     "no text": ({"encoder": {"model_type": "vit"}}, "'vit' does not encode text"),
+    "no sound": ({"encoder": {"model_type": "wav2vec2"}}, "'wav2vec2' does not encode text"),
+    "funnel": ({"encoder": {"model_type": "funnel"}}, "model_type='funnel' has several models in transformers"),
     "whole bart": ({"encoder": {"model_type": "bart"}}, "no class for the encoder of 'bart' alone"),
     "layers": ({"encoder": settings("bert") | {"num_hidden_layers": 10**9}}, "encoder.num_hidden_layers=1000000000"),
     "width": ({"embedding_size": 5}, "embedding_size=5 is not allowed: it must be 12, as in the encoder"),
@@ -364,6 +366,33 @@ def test_wrong_inputs():
         model()
     with pytest.raises(ValueError, match="this model reads tokens"):
         model(input_features=torch.randn(1, 2, E))
+
+
+@pytest.mark.parametrize(("kind", "most"), [("bert", 20), ("roberta", 19), ("distilbert", 20), ("electra", 20)])
+def test_beyond_the_tables_of_the_encoder(kind, most):
+    """RoBERTa's first position is the one after its padding token's, and it does not count padding."""
+    model, ids = hybrid(kind), make_ids(2, most + 1)
+    model(ids[:, 1:])
+    given = {"ids": {"input_ids": ids}, "embeddings": {"inputs_embeds": model.get_input_embeddings()(ids)}}
+    for inputs in given.values():
+        with pytest.raises(ValueError, match=f"a text of {most + 1} tokens is beyond the encoder's {most} positions"):
+            model(**inputs)
+    if kind == "roberta":
+        model(ids, attention_mask=torch.tensor([[0] + [1] * most] * 2))
+    if kind != "distilbert":  # which has no token types
+        wrong = torch.full((2, 3), 2)
+        with pytest.raises(ValueError, match="token_type_ids: the encoder has no type 2, it has") as error:
+            model(ids[:, :3], token_type_ids=wrong)
+        assert "\n" not in str(error.value)
+
+
+@each_architecture
+def test_configuration_with_labels_comes_back(architecture):
+    """Labels are kept by number, and numbers are no names of kernels."""
+    encoder = transformers.RobertaConfig(**ROBERTA, num_labels=3).to_dict()
+    config = ARCHITECTURES[architecture].config(encoder=encoder, hidden_size=D)
+    again = type(config).from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict() and again.encoder.num_labels == 3
 
 
 def test_every_head_that_reads_tokens_was_tried():

@@ -1,124 +1,87 @@
 """Every option value constructs, runs and trains every parameter; wrong values are refused in one line."""
 
 import inspect
-import itertools
+import json
+from typing import Any
 
 import pytest
 import torch
+from option_tables import (
+    OPTIONS,
+    PRODUCT,
+    UNTRIED,
+    UNTRIED_OF,
+    WITH_ENCODER,
+    WRONG_OWN,
+    combined_options,
+    complete,
+    heads_of,
+    single_options,
+    wrong_values,
+)
 
 from hf_seqmodels.models import ARCHITECTURES
-from hf_seqmodels.models._configuration_patterns import AttentionPatternOptions
-from hf_seqmodels.models._configuration_stack import StackConfig
+from hf_seqmodels.models._configuration import OPTIONS_OF
 from model_table import (
     CASES,
+    FRAME,
+    RECURRENT,
     Case,
     build,
-    each_case_and_plain_head,
+    each_case_and_head,
     make_inputs,
     make_labels,
     make_mask,
     make_masks,
     output_of,
 )
-from model_table import (
-    RECURRENT as RECURRENT_ARCHITECTURES,
-)
+from series_cases import make_batch as make_series
 
 TINY_BERT = {"model_type": "bert", "vocab_size": 23, "hidden_size": 12, "num_hidden_layers": 1}
 TINY_BERT |= {"num_attention_heads": 2, "intermediate_size": 14, "max_position_embeddings": 20}
 
-RECURRENT = {
-    "weight_init": ["orthogonal", "uniform"],
-    "bias_init": ["constant", "chrono"],
-    "bidirectional": [False, True],
-    "num_hidden_layers": [1, 3],
-    "embedding_size": [7, 12],
-    "tie_word_embeddings": [False, True],
-    "dropout": [0.0, 0.3],
-    "input_dropout": [0.0, 0.3],
-    "output_dropout": [0.0, 0.3],
-    "variational_dropout": [False, True],
-    "embedding_dropout": [0.0, 0.1],
-    "weight_drop": [0.0, 0.3],
-    "weight_noise": [0.0, 0.075],
-    "activation_reg": [0.0, 2],
-    "temporal_activation_reg": [0.0, 1.0],
-    "layer_norm": [False, True],
-    "residual": [False, True],
-}
-WITH_ENCODER = {"freeze_encoder": [False, True]}  # tried together with `encoder`
-NO_GATE_FOR_CHRONO = RECURRENT | {"bias_init": ["constant"]}
-TRANSFORMER = {
-    "positions": ["learned", "sinusoidal", "rotary"],
-    "norm": ["layernorm", "rmsnorm"],
-    "norm_position": ["pre", "post"],
-    "hidden_act": ["gelu", "swiglu"],
-    "attn_implementation": ["eager", "sdpa"],
-    "tie_word_embeddings": [False, True],
-    "dropout": [0.0, 0.3],
-    "attention_dropout": [0.0, 0.3],
-    "intermediate_size": [None, 9],
-    "num_attention_heads": [1, 3],
-    "norm_eps": [1e-5, 1e-3],
-    "rope_theta": [10_000.0, 500],
-}
-OPTIONS = {
-    "seq_rnn": NO_GATE_FOR_CHRONO | {"nonlinearity": ["tanh", "relu"]},
-    "seq_lstm": RECURRENT | {"peephole": [False, True], "forget_bias": [1.0, 3]},
-    "seq_gru": RECURRENT | {"reset_after": [True, False], "update_bias": [1.0, 0]},
-    "seq_attention_rnn": NO_GATE_FOR_CHRONO
-    | {
-        "cell": ["rnn", "lstm", "gru"],
-        "score": ["additive", "dot", "general"],
-        "window": [None, 2, 4],  # over a single step every score has the weight 1, and gets no gradient
-        "nonlinearity": ["tanh", "relu"],
-        "peephole": [False, True],
-        "reset_after": [True, False],
-    },
-    "seq_transformer_decoder": TRANSFORMER,
-}
-# Architectures whose options are tried in tests of their own.
-ELSEWHERE = {"seq_conv_lstm", "seq_attention_rnn_seq2seq", "seq_transformer", "seq_transformer_encoder"}
-# The whole product of these is the slow table; the other options are tried one at a time.
-SHAPES = ("bidirectional", "num_hidden_layers", "tie_word_embeddings")
-PRODUCT = {
-    "seq_rnn": ("nonlinearity", "layer_norm", "weight_init", *SHAPES),
-    "seq_lstm": ("peephole", "layer_norm", "weight_init", "bias_init", *SHAPES),
-    "seq_gru": ("reset_after", "layer_norm", "weight_init", "bias_init", *SHAPES),
-    "seq_attention_rnn": ("cell", "score", "window", "peephole", "reset_after", *SHAPES),
-    "seq_transformer_decoder": (
-        "positions", "norm", "norm_position", "hidden_act", "attn_implementation", "tie_word_embeddings",
-    ),
-}  # fmt: skip
+
+def each(rows: Any) -> pytest.MarkDecorator:
+    """A test for each (architecture, options, name)."""
+    found = [pytest.param(name, options, id=f"{name}-{label}") for name, options, label in rows]
+    return pytest.mark.parametrize(("architecture", "options"), found)
 
 
-def single_options():
-    """Each value of each option, the others as they come."""
-    for architecture, options in OPTIONS.items():
-        for name, values in options.items():
-            for value in values:
-                yield pytest.param(architecture, {name: value}, id=f"{architecture}-{name}={value}")
+def make_batch(model: Any, case: Case, head: str) -> dict[str, torch.Tensor]:
+    """Five rows of eight steps, padded in every way, and what the head learns from."""
+    config, mask = model.config, make_mask("mixed")
+    if case.architecture == "seq_conv_lstm":
+        frame = (config.num_channels, *FRAME[1:])
+        batch = {"pixel_values": torch.rand(*mask.shape, *frame), "attention_mask": mask}
+        if head != "backbone":
+            batch["future_values"] = torch.rand(len(mask), config.prediction_length, *frame)
+        return batch
+    if head == "time-series-prediction":
+        return make_series(model) | {"attention_mask": mask}
+    inputs = make_inputs(case, head)
+    batch = inputs | make_masks(inputs, mask) | make_labels(case, head, mask)
+    if getattr(config, "num_features", None) is not None:
+        batch.pop("input_ids", None)
+        batch["input_features"] = torch.randn(*mask.shape, config.num_features)
+    return batch
 
 
-def combined_options():
-    for architecture, names in PRODUCT.items():
-        for values in itertools.product(*(OPTIONS[architecture][name] for name in names)):
-            yield pytest.param(
-                architecture,
-                dict(zip(names, values, strict=True)),
-                id=f"{architecture}-{'-'.join(map(str, values))}",
-            )
+def loss_of(outputs: Any) -> torch.Tensor:
+    """The loss, or of a backbone something that depends on all of its output."""
+    return outputs.loss if "loss" in outputs else output_of(outputs).square().sum()
 
 
-def check_training(case: Case, head: str, **options) -> None:
+def check_training(case: Case, head: str, **options: Any) -> None:
     """Forward, loss and backward on a padded batch; every parameter gets a gradient, and in training nothing fails."""
-    model, mask = build(case, head, **options), make_mask("mixed")
-    inputs, labels = make_inputs(case, head), make_labels(case, head, mask)
-    outputs = model(**inputs, **make_masks(inputs, mask), **labels)
-    assert torch.isfinite(output_of(outputs)).all()
-    loss = outputs.loss if labels else output_of(outputs).square().sum()
-    assert torch.isfinite(loss)
-    loss.backward()
+    model = build(case, head, **options)
+    batch = make_batch(model, case, head)
+    if "decoder_start_token_id" in options:  # with which the decoder's inputs are made from the labels
+        batch = {name: value for name, value in batch.items() if not name.startswith("decoder_")}
+    outputs = model(**batch)
+    assert ("loss" in outputs) == (head != "backbone")
+    floats = [value for value in outputs.values() if torch.is_tensor(value)]
+    assert floats and all(torch.isfinite(value).all() for value in floats)
+    loss_of(outputs).backward()
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     without = [name for name in trained if model.get_parameter(name).grad is None]
     assert not without, f"no gradient for {without}"
@@ -126,29 +89,23 @@ def check_training(case: Case, head: str, **options) -> None:
     assert not zero, f"nothing but zeros for {zero}"
     assert all(torch.isfinite(model.get_parameter(name).grad).all() for name in trained)
     if options:
-        outputs = model.train()(**inputs, **make_masks(inputs, mask), **labels)
-        loss = outputs.loss if labels else output_of(outputs).square().sum()
-        loss.backward()
+        loss_of(model.train()(**batch)).backward()
         assert all(torch.isfinite(model.get_parameter(name).grad).all() for name in trained)
 
 
-@each_case_and_plain_head
+@each_case_and_head
 def test_every_parameter_gets_a_gradient(case, head):
     check_training(case, head)
 
 
-def heads_of(options: dict) -> list[str]:
-    return ["sequence-classification"] if options.get("bidirectional") else ["causal-lm", "sequence-classification"]
-
-
-@pytest.mark.parametrize(("architecture", "options"), single_options())
+@each(single_options())
 def test_every_option_value(architecture, options):
-    for head in heads_of(options):
+    for head in heads_of(architecture, options):
         check_training(Case(architecture, "plain"), head, **options)
 
 
 @pytest.mark.parametrize("freeze", WITH_ENCODER["freeze_encoder"])
-@pytest.mark.parametrize("architecture", RECURRENT_ARCHITECTURES)
+@pytest.mark.parametrize("architecture", RECURRENT)
 def test_encoder_options(architecture, freeze):
     """An encoder's keys have no gradient of their own to speak of (a softmax does not see their bias)."""
     options = {"encoder": TINY_BERT, "freeze_encoder": freeze, "embedding_size": None}
@@ -160,70 +117,33 @@ def test_encoder_options(architecture, freeze):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "options"), combined_options())
+@each(combined_options())
 def test_every_combination_of_options(architecture, options):
-    for head in heads_of(options):
+    for head in heads_of(architecture, options):
         check_training(Case(architecture, "plain"), head, **options)
 
 
 def test_the_tables_are_whole():
-    """A new option or architecture must be added above."""
-    assert OPTIONS.keys() == PRODUCT.keys() == WRONG_OWN.keys()
-    assert ARCHITECTURES.keys() <= OPTIONS.keys() | ELSEWHERE
-    assert len(CASES) >= 23
-    sizes = {"vocab_size", "hidden_size", "initializer_range", "use_cache", "chrono_max_time"}
-    sizes |= {"pad_token_id", "bos_token_id", "eos_token_id", "max_position_embeddings", "num_hidden_layers"}
-    sizes |= set(inspect.get_annotations(StackConfig))  # the options of heads, which have tests of their own
-    for name in OPTIONS:
-        own = set()
+    """A new option or architecture must be added to option_tables.py."""
+    assert ARCHITECTURES.keys() == OPTIONS.keys() == PRODUCT.keys() == WRONG_OWN.keys()
+    assert len(CASES) >= 47
+    for name, options in OPTIONS.items():
+        types: dict[str, Any] = {}
         for cls in ARCHITECTURES[name].config.__mro__:
             if cls.__module__.startswith("hf_seqmodels"):
-                own |= set(inspect.get_annotations(cls))
-        elsewhere = {"forget_bias", "update_bias"} if name == "seq_attention_rnn" else set()
-        if name == "seq_transformer_decoder":  # attention patterns, and layouts of imported models
-            elsewhere |= {"head_dim", "use_bias", "final_norm", *inspect.get_annotations(AttentionPatternOptions)}
-            elsewhere |= {"relative_attention_num_buckets", "relative_attention_max_distance"}
-        if name in RECURRENT_ARCHITECTURES:
-            elsewhere |= {"encoder", *WITH_ENCODER}
-        assert own - sizes - elsewhere == OPTIONS[name].keys() - {"num_hidden_layers", "attn_implementation"}, name
-
-
-WRONG = [
-    ("hidden_size", 0), ("hidden_size", -1), ("vocab_size", 0), ("num_hidden_layers", 0), ("num_hidden_layers", 10**9),
-    ("dropout", 1.5), ("dropout", 1.0), ("dropout", -0.1), ("dropout", float("nan")), ("classifier_dropout", 2),
-    ("initializer_range", 0), ("initializer_range", float("nan")),
-]  # fmt: skip
-WRONG_RECURRENT = [
-    ("embedding_size", 0), ("weight_init", "zeros"), ("bias_init", "random"), ("chrono_max_time", 2),
-    ("input_dropout", 1.0), ("output_dropout", -0.1), ("embedding_dropout", 1), ("weight_drop", 1.5),
-    ("weight_drop", float("nan")), ("weight_noise", -0.1), ("weight_noise", float("inf")), ("activation_reg", -1),
-    ("activation_reg", float("nan")), ("temporal_activation_reg", float("inf")), ("freeze_encoder", True),
-]  # fmt: skip
-WRONG_OWN = {
-    "seq_rnn": [("nonlinearity", "gelu"), ("bias_init", "chrono")],
-    "seq_lstm": [("forget_bias", float("nan")), ("forget_bias", float("inf"))],
-    "seq_gru": [("update_bias", float("nan"))],
-    "seq_attention_rnn": [("cell", "conv"), ("score", "cosine"), ("window", 0)],
-    "seq_transformer_decoder": [
-        ("num_attention_heads", 5), ("num_attention_heads", 0), ("norm", "batchnorm"), ("norm_position", "middle"),
-        ("positions", "alibi"), ("hidden_act", "tanh"), ("max_position_embeddings", 0), ("rope_theta", 0),
-        ("norm_eps", 0), ("attention_dropout", 1.0), ("intermediate_size", 0),
-    ],
-}  # fmt: skip
-
-
-def wrong_values():
-    for name, own in WRONG_OWN.items():
-        recurrent = [] if name == "seq_transformer_decoder" else WRONG_RECURRENT
-        for option, value in WRONG + recurrent + own:
-            yield pytest.param(name, option, value, id=f"{name}-{option}={value}")
+                types |= inspect.get_annotations(cls)
+        untried = UNTRIED | UNTRIED_OF.get(name, set())
+        assert types.keys() - untried == options.keys() - {"attn_implementation"}, name
+        assert types.keys() >= untried, name
+        for option, values in options.items():
+            assert types.get(option) is not bool or {*values} == {False, True}, (name, option)
 
 
 @pytest.mark.parametrize(("architecture", "option", "value"), wrong_values())
 def test_wrong_value_is_refused(architecture, option, value):
     """One line that names the option, the value and the rule."""
     with pytest.raises(ValueError) as error:
-        ARCHITECTURES[architecture].config(**{option: value})
+        ARCHITECTURES[architecture].config(**complete(architecture, {option: value}))
     message = str(error.value)
     assert "\n" not in message
     assert f"{option}={value!r} is not allowed" in message
@@ -233,7 +153,7 @@ def test_wrong_value_is_refused(architecture, option, value):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_wrong_type_is_refused(architecture):
     wrong = [("hidden_size", "many"), ("hidden_size", 2.5), ("dropout", "0.1"), ("use_cache", "yes")]
-    if architecture in RECURRENT_ARCHITECTURES:
+    if architecture in RECURRENT:
         wrong += [("layer_norm", 1), ("residual", "no"), ("weight_drop", "0.5"), ("encoder", "roberta-base")]
     for option, value in wrong:
         with pytest.raises(Exception, match=option):
@@ -247,6 +167,29 @@ def test_wrong_type_is_refused(architecture):
 def test_misspelt_option_is_refused(architecture, typed, meant):
     with pytest.raises(ValueError, match=f"has no option '{typed}': did you mean '{meant}'"):
         ARCHITECTURES[architecture].config(**{typed: 3})
+
+
+def own_options(architecture: str) -> set[str]:
+    return set(ARCHITECTURES[architecture].config.__dataclass_fields__)
+
+
+def test_options_of_others_are_known():
+    """Every option that one architecture has and another has not stands in the table once."""
+    each = [own_options(architecture) for architecture in ARCHITECTURES]
+    known = [option for options in OPTIONS_OF.values() for option in options]
+    assert sorted(known) == sorted(set.union(*each) - set.intersection(*each) - {"decoder_start_token_id"})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_option_of_another_architecture_is_refused(architecture):
+    """And what transformers puts into any configuration, or a configuration writes of itself, is not."""
+    config = ARCHITECTURES[architecture].config
+    for option in {option for options in OPTIONS_OF.values() for option in options} - own_options(architecture):
+        with pytest.raises(ValueError, match=f"has no option '{option}', which belongs to .*: leave it out") as error:
+            config(**{option: 1})
+        assert "\n" not in str(error.value)
+    kept = config(num_labels=3, task_specific_params={}, tokenizer_class="T", decoder_start_token_id=1)
+    assert config.from_dict(json.loads(kept.to_json_string(use_diff=False))).to_dict() == kept.to_dict()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

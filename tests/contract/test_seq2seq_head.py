@@ -18,7 +18,8 @@ from transformers import (
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from hf_seqmodels.models._heads_seq2seq import shift_right
-from model_table import assert_close, assert_same_gradients, make_ids, named_gradients
+from model_table import Case, assert_close, assert_same_gradients, make_ids, named_gradients
+from model_table import build as build_case
 from seq2seq_cases import SOURCE_MASK, TARGET_MASK, build_system, each_system, make_batch
 
 TARGET = TARGET_MASK.bool()
@@ -69,6 +70,23 @@ def test_decoder_inputs_win_over_labels():
     ids = batch.pop("decoder_input_ids")
     embedded = model(**batch, decoder_inputs_embeds=table(ids), labels=labels)
     assert_close(embedded.loss, outputs.loss, 1e-6, "loss seq2seq")
+
+
+@pytest.mark.parametrize("architecture", ["seq_attention_rnn_seq2seq", "seq_transformer"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_stock_collator_pads_either_side(architecture, side):
+    """It gives decoder inputs made from the labels, and no mask for them: a row gets what it gets alone."""
+    model = build_case(Case(architecture, "plain"), "seq2seq-lm")
+    words = Tokenizer(WordLevel({f"w{index}": index for index in range(23)}, unk_token="w0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", padding_side=side)
+    rows = [{"input_ids": [3, 4, 5], "labels": [6]}, {"input_ids": [7], "labels": [8, 9, 3, 4]}]
+    collate = DataCollatorForSeq2Seq(tokenizer, model=model)
+    batch = collate(rows)
+    assert "decoder_input_ids" in batch and "decoder_attention_mask" not in batch
+    together = model(**batch).logits
+    for index, row in enumerate(rows):
+        alone = model(**collate([row])).logits[0]
+        assert_close(together[index][batch["labels"][index] != -100], alone, 1e-5, "labels padded")
 
 
 # -- embedding tables -----------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def run_decoder(decoder, run, steps) -> tuple[list[torch.Tensor], list[torch.Ten
         for layer in decoder.layers
     ]
     source = decoder.attention.prepare(values, SOURCE) if decoder.attention is not None else None
-    output, hidden, weights, final, _ = run(x, steps, states, None, source)
+    output, hidden, weights, final, _ = run(x, steps, states, None, source, [{}] * len(states))
     results = [output, *hidden, *([weights] if weights is not None else []), *(s for layer in final for s in layer)]
     if steps is not None:  # under padding the weights are nobody's
         results = [torch.where(TARGET[..., None], r, 0.0) if r.shape[:2] == TARGET.shape else r for r in results]
@@ -139,7 +139,7 @@ def test_gradcheck_of_the_decoder(score, feeding):
         source = decoder.attention.prepare(values, source_mask.bool()) if decoder.attention is not None else None
         fed = x.new_zeros(2, 1, 3) if decoder.feeds_output else None
         run = decoder.run_steps if feeding else decoder.run_together
-        output, _, _, states, _ = run(x, steps, [(state,)], fed, source)
+        output, _, _, states, _ = run(x, steps, [(state,)], fed, source, [{}])
         return output, states[0][0]
 
     check(model.decoder, compute, draw(2, 4, 2), draw(2, 3, 3), draw(1, 2, 3))
@@ -215,7 +215,7 @@ def test_stacked_decoder_asks_with_its_top_layer():
     source, x = decoder.attention.prepare(torch.randn(1, 4, 6), None), torch.randn(1, 1, 5)
     low, top, other = torch.randn(3, 1, 1, 6).unbind(0)
     first, same, different = (
-        decoder.run_steps(x, None, [(below,), (above,)], None, source)[2]
+        decoder.run_steps(x, None, [(below,), (above,)], None, source, [{}, {}])[2]
         for below, above in ((low, top), (other, top), (low, other))
     )
     assert torch.equal(first, same)
@@ -271,6 +271,39 @@ def test_dropout_acts_in_training_only(rate):
             assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize(
+    "options", [{"weight_drop": 0.4, "weight_noise": 0.1}, {"weight_noise": 0.1, "layer_norm": True}]
+)
+@pytest.mark.parametrize("system", ["plain", "general", "luong", "bahdanau"])
+def test_weights_are_drawn_once_in_a_forward_pass(system, options):
+    """With input feeding too the decoder is, for one pass over all its steps, the one with other weights."""
+    model, batch = build_system(system, torch.float64, **options), make_batch()
+    plain = build_system(system, torch.float64, layer_norm="layer_norm" in options)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model(**batch).logits, plain(**batch).logits)
+    torch.manual_seed(5)
+    for half in (plain.model.encoder, plain.model.decoder):  # what they will draw, in their order
+        for layer in half.layers:
+            layer.rnn.weight_drop, layer.rnn.weight_noise = model.config.weight_drop, model.config.weight_noise
+            for name, weight in layer.rnn.train().draw_weights().items():
+                layer.rnn.get_parameter(name).data = weight.detach()
+    torch.manual_seed(5)
+    assert_close(model.train()(**batch).logits[TARGET], plain.eval()(**batch).logits[TARGET], 1e-12, "seq2seq weights")
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("system", ["plain", "luong", "bahdanau"])
+def test_gradient_checkpointing_draws_the_same_weights(system, reentrant):
+    model, results = build_system(system, weight_drop=0.4, weight_noise=0.1).train(), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        torch.manual_seed(5)
+        model(**make_batch()).logits[TARGET].square().sum().backward()
+        results.append(named_gradients(model))
+    assert_same_gradients(results[1], results[0], 1e-5, "checkpointing seq2seq")
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 def test_bad_input_is_named():
     model, ids, target = build_system("plain"), make_ids(2, 4), make_ids(2, 3)
@@ -293,6 +326,11 @@ def test_bad_input_is_named():
             "labels": ids,
         },
         "holds no tokens": {"input_ids": ids, "labels": target[:, :0]},
+        "this model reads tokens": {
+            "input_ids": ids,
+            "input_features": torch.zeros(2, 4, 3),
+            "decoder_input_ids": target,
+        },
         "2 sources do not fit 1 targets": {"input_ids": ids, "decoder_input_ids": target[:1]},
         "attention_mask has 3 columns for 4 tokens|does not fit 4 positions": {
             "input_ids": ids,
@@ -336,6 +374,9 @@ def test_bad_input_is_named():
         ({"cell": "rnn", "bias_init": "chrono"}, "bias_init='chrono' is not allowed"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder=False is not allowed"),
         ({"forget_bias": float("nan")}, "forget_bias=nan is not allowed"),
+        ({"weight_drop": 5.0}, "weight_drop=5.0 is not allowed"),
+        ({"residual": True}, "has no option 'residual', which belongs to recurrent networks with one stack of layers"),
+        ({"num_features": 4}, "has no option 'num_features', which belongs to models of features"),
         ({"input_feding": True}, "has no option 'input_feding': did you mean 'input_feeding'"),
     ],
 )

@@ -100,6 +100,35 @@ def test_global_tokens_and_padding(way):
     assert torch.equal(some[mask.bool()], none[mask.bool()])
 
 
+@each_way
+def test_more_global_tokens_than_tokens(way):
+    """All of them are global then, as in full attention; in a padded batch each row's are."""
+    for architecture in (DECODER, ENCODER):
+        model, full = build_pair(architecture, way, torch.float64, attention_window=2, num_global_tokens=6)
+        check_equal(
+            model, full, {}, allowed_pairs(architecture, 2, torch.ones(3).bool()).expand(2, -1, -1), torch.float64
+        )
+        ids, mask = make_ids(5, 8)[:, 3:], make_mask("mixed")[:, 3:]
+        together = model(ids, attention_mask=mask).last_hidden_state
+        for i, tokens in enumerate(mask.bool()):
+            if tokens.any():
+                alone = model(ids[i][tokens][None]).last_hidden_state[0]
+                assert_close(together[i][tokens], alone, 1e-12, "sliding window", f"row {i}")
+
+
+def test_the_caller_s_mask_of_global_tokens():
+    """It is left as it is, and must have a value for each token."""
+    model, _ = build_pair(ENCODER, "sdpa", attention_window=2)
+    ids, mask, chosen = make_ids(5, 8), make_mask("mixed"), torch.ones(5, 8, dtype=torch.bool)
+    model(ids, attention_mask=mask, global_attention_mask=chosen)
+    assert chosen.all()
+    for shape in ((5, 7), (1, 8), (8,), (5, 1, 8)):
+        with pytest.raises(
+            ValueError, match=r"^global_attention_mask of shape \(.*\) does not .* pass \(5, 8\), \(batch"
+        ):
+            model(ids, attention_mask=mask, global_attention_mask=torch.ones(shape))
+
+
 def test_weights_are_those_of_the_mask():
     """`output_attentions`: (B, H, T, T) over positions, zero where a pair is not allowed; rows of tokens sum to 1."""
     for architecture in (DECODER, ENCODER):
@@ -135,7 +164,7 @@ def test_memory_of_generation_is_bounded(window, num_global):
 
 
 def test_wrong_windows_are_refused():
-    for architecture, window, rule in ((DECODER, 0, "at least 1"), (DECODER, -3, "at least 1"), (ENCODER, 5, "even")):
+    for architecture, window, rule in ((DECODER, 0, "between 1"), (DECODER, -3, "between 1"), (ENCODER, 5, "even")):
         with pytest.raises(ValueError, match=rf"attention_window={window} is not allowed: it must be .*{rule}"):
             build(Case(architecture, "plain"), attention_pattern="sliding_window", attention_window=window)
     with pytest.raises(

@@ -272,8 +272,8 @@ def test_accumulated_steps_equal_one_batch(context_loss):
     loss.backward()
     expected = named_gradients(model)
     parts = [take_rows(batch, slice(start, start + 2)) for start in (0, 2, 4)]
-    count = sum(model.count_target_steps(**part) for part in parts)
-    assert count == model.count_target_steps(**batch)
+    count = sum(model.count_targets(**part) for part in parts)
+    assert count == model.count_targets(**batch)
     losses = [model(**part, num_items_in_batch=count).loss for part in parts]
     sum(losses).backward()
     assert_close(sum(losses), loss, 1e-12, "A16 series")

@@ -70,6 +70,12 @@ BAD = {
     ),
     "padding": ("normal", edit(attention_mask=torch.ones(5, 9)), r"shape \(5, 9\): pass \(5, 8\) or \(5, 12\)"),
     "no_scale": ("normal", edit(loc=torch.zeros(5, 1, V)), "pass loc and scale as it came with"),
+    "mask_alone": (
+        "normal",
+        edit(future_values=None, future_time_features=None),
+        "^future_observed_mask or future_time_features was given without future_values: pass them too, or leave",
+    ),
+    "features_alone": ("normal", edit(future_values=None, future_observed_mask=None), "given without future_values"),
     "previous": ("normal", edit(previous_values=torch.zeros(5, 3)), r"previous_values has shape \(5, 3\)"),
 }
 
@@ -122,7 +128,11 @@ def test_bad_continuations():
         ({"distribution_output": "negative_binomial", "scaling": "std"}, "scaling='std' .* one of None, 'mean' with"),
         ({"scaling": "max"}, "scaling='max' .* one of None, 'mean', 'std'"),
         ({"num_time_features": 5}, "num_time_features=5 .* below num_features=5"),
-        ({"prediction_length": 0}, "prediction_length=0 .* at least 1"),
+        ({"prediction_length": 0}, "prediction_length=0 .* between 1 and 1000000$"),
+        ({"prediction_length": 10**12}, "prediction_length=1000000000000 .* between 1 and 1000000$"),
+        ({"num_mixtures": 10**12}, "num_mixtures=1000000000000 .* between 1 and"),
+        ({"num_parallel_samples": 10**12}, "num_parallel_samples=1000000000000 .* between 1 and"),
+        ({"inputs_to_logits_ratio": 10**12}, "inputs_to_logits_ratio=1000000000000 .* between 1 and"),
         ({"num_features": None}, "num_time_features=3 .* below num_features=None"),
         ({"num_features": None, "num_time_features": 0}, "reads series: set num_features to the number of variates"),
         ({"bidirectional": True}, "bidirectional=True sees the step it should predict"),

@@ -114,6 +114,19 @@ def test_kernels_agree(layout):
     assert_same_gradients(outputs[0][1], outputs[1][1], 1e-5, "encoder, kernels")
 
 
+def test_flash_attention_is_for_models_that_it_can_compute():
+    """It has no place for the numbers of relative positions and would leave them out."""
+    for layout in LAYOUTS:
+        model = build(layout, TransformerEncoderForMaskedLM)
+        for part in (model, model.model):
+            assert part._supports_flash_attn == (layout != "relative")
+            assert part._supports_flex_attn and part._supports_sdpa
+    with pytest.raises(ValueError, match="does not support Flash Attention 2"):
+        build("relative", attn_implementation="flash_attention_2")
+    with pytest.raises(ValueError, match="does not support Flash Attention 2"):
+        build("relative").set_attn_implementation("flash_attention_2")
+
+
 def test_token_types():
     model, ids = build("bert"), make_ids(2, 6)
     zeros, ones = torch.zeros_like(ids), torch.ones_like(ids)
@@ -122,6 +135,11 @@ def test_token_types():
     assert difference.abs().max() > 0.1
     with pytest.raises(ValueError, match=r"token type 2 is outside the 2 of this model \(0 to 1\)"):
         model(ids, token_type_ids=ones * 2)
+    for wrong in (ones[:, :4], ones[:1], ones[0], ones[:, None]):
+        with pytest.raises(
+            ValueError, match=r"^token_type_ids of shape \(.*\) does not fit .* pass \(2, 6\), \(batch"
+        ):
+            model(ids, token_type_ids=wrong)
     without = build("sinusoidal")
     assert torch.equal(without(ids).last_hidden_state, without(ids, token_type_ids=ones).last_hidden_state)
 

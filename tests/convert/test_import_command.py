@@ -36,6 +36,7 @@ def test_from_the_file_to_auto_model(gru, tmp_path, capsys):
     assert run("--from", "torch.nn", path, folder) == 0
     printed = capsys.readouterr().out
     assert "torch.nn.GRU → GRUModel: 16 tensors" in printed and str(folder) in printed
+    assert ", relative to the largest output where that is above 1 (limit 1e-05)" in printed
     report = json.loads((folder / "import_report.json").read_text())
     assert report["source"] == "torch.nn.GRU" and report["max_difference"] <= report["limit"] == 1e-5
     assert {"config.json", "model.safetensors", "modeling_gru.py"} <= set(os.listdir(folder))
@@ -115,6 +116,7 @@ def test_help_names_every_source(capsys):
         run("--help")
     text = capsys.readouterr().out
     assert done.value.code == 0
+    assert "relative to the largest output where that is above 1" in text
     for source in SOURCES:
         assert f"\n  {source} " in text.split("sources:")[1], source
 

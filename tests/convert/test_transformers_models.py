@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -178,6 +180,34 @@ def test_folder_lacking_a_tensor(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"tensor 'bert\.encoder\.layer\.0\.output\.dense\.bias' is missing"):
         import_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "option"),
+    [
+        ("gpt2", "transformer.h.1.mlp.c_fc.weight", {"n_embd": 24}),
+        ("bert", "bert.encoder.layer.1.output.dense.weight", {"hidden_size": 24}),
+        ("bert backbone", "encoder.layer.1.output.dense.weight", {"intermediate_size": 24}),
+        ("t5", "decoder.block.1.layer.1.EncDecAttention.k.weight", {"d_model": 24}),
+    ],
+)
+def test_folder_with_a_tensor_of_another_shape(name, tensor, option, tmp_path, capfd):
+    """In the file, or for what config.json says: one line with its name, exit status 2, nothing written."""
+    build(name).save_pretrained(tmp_path / "bad")
+    build(name).save_pretrained(tmp_path / "other")
+    tensors = load_file(tmp_path / "bad" / "model.safetensors")
+    rows, columns = tensors[tensor].shape
+    tensors[tensor] = torch.zeros(rows + 1, columns)
+    save_file(tensors, tmp_path / "bad" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "other" / "config.json").read_text()) | option
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    found = f"tensor '{tensor}' has shape ({rows + 1}, {columns}), expected ({rows}, {columns})"
+    capfd.readouterr()
+    for folder, message in (("bad", found), ("other", "expected (")):
+        assert cli.main(["--from", "transformers", str(tmp_path / folder), str(tmp_path / "ours")]) == 2
+        error = capfd.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+        assert not (tmp_path / "ours").exists()
 
 
 def build_torch(norm_first=False, activation="relu", batch_first=True, bias=True, layers=(2, 3)):

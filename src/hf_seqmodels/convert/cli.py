@@ -28,8 +28,9 @@ SOURCES = {
 
 DESCRIPTION = """\
 Turn weights from elsewhere into a model of this package, and prove it: both models run on the same random input, and
-the largest difference of their outputs is printed and written to import_report.json. Above 1e-5, or when a tensor is
-missing, unexpected or of the wrong shape, nothing is written and the tensor is named.
+the largest difference of their outputs, relative to the largest output where that is above 1, is printed and written
+to import_report.json. Above 1e-5, or when a tensor is missing, unexpected or of the wrong shape, nothing is written
+and the tensor is named.
 
 sources:
   torch.nn         the state dict of an nn.RNN, LSTM or GRU; alone, or as a part of a small model with an
@@ -37,8 +38,7 @@ sources:
   keras            SimpleRNN, LSTM, GRU, also Bidirectional and stacked: .keras, .h5, .weights.h5 (needs keras, h5py)
   transformers     the folder of a checkpoint of GPT-2, BERT or T5 (GPT2LMHeadModel, BertForMaskedLM, …), as
                    config.json says
-  torch.nn.Transformer
-                   its state dict, with --num_heads and whatever was not the default
+  torch.nn.Transformer  its state dict, with --num_heads and whatever was not the default
 """
 
 EPILOG = """\

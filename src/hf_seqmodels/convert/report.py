@@ -36,7 +36,8 @@ class ImportReport:
     def __str__(self) -> str:
         return (
             f"{self.source} → {self.target}: {self.tensors} tensors, {self.parameters:,} parameters; largest output "
-            f"difference {self.max_difference:.1e} (limit {self.limit:.0e})"
+            f"difference {self.max_difference:.1e}, relative to the largest output where that is above 1 "
+            f"(limit {self.limit:.0e})"
             + (f"; assumed, since the source does not tell: {self.assumed}" if self.assumed else "")
         )
 

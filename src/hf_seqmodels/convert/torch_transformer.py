@@ -54,6 +54,29 @@ def from_torch_transformer(
         raise ValueError("a state dict of torch.nn.Transformer does not tell its heads: say num_heads")
     if activation not in ("relu", "gelu"):
         raise ValueError(f"torch.nn.Transformer: activation='{activation}' is not supported, only relu and gelu")
+    model, tensors = _convert(source, num_heads, norm_first, activation, norm_eps)
+    reference = _rebuild(source, model.config, norm_first)
+    return model, _compare(tensors, model, reference, assumed)
+
+
+def import_file(
+    path: str | Path,
+    *,
+    torch_load: bool = False,
+    num_heads: int | None = None,
+    norm_first: bool = False,
+    activation: str = "relu",
+    norm_eps: float = 1e-5,
+) -> tuple[PreTrainedModel, ImportReport]:
+    """[`from_torch_transformer`] for a file with a state dict (`hf-seqmodels import --from torch.nn.Transformer`)."""
+    options: dict[str, Any] = {"norm_first": norm_first, "activation": activation, "norm_eps": norm_eps}
+    return from_torch_transformer(read_tensors(path, torch_load), num_heads=num_heads, **options)
+
+
+def _convert(
+    source: Mapping[str, torch.Tensor], num_heads: int, norm_first: bool, activation: str, norm_eps: float
+) -> tuple[PreTrainedModel, Tensors]:
+    """Our model with the weights of a state dict, which tells its sizes, and its tensors, all of them taken."""
     tensors = Tensors(source, "torch.nn.Transformer")
     width, has_bias = tensors.shape("encoder.norm.weight", 1)[0], "encoder.norm.bias" in tensors
     inner = tensors.shape("encoder.layers.0.linear1.weight", 2)[0]
@@ -80,37 +103,26 @@ def from_torch_transformer(
         "positions": "none",
         "share_embeddings": True,
     }
-    config = architecture.config(**options)
-    model = build(architecture.models["backbone"], config, weights)
+    return build(architecture.models["backbone"], architecture.config(**options), weights), tensors
+
+
+def _rebuild(source: Mapping[str, torch.Tensor], config: Any, norm_first: bool) -> nn.Transformer:
+    """The nn.Transformer that a state dict is of, in eval mode, from the configuration of ours."""
     reference = nn.Transformer(
-        width,
-        num_heads,
-        layers[0],
-        layers[1],
-        inner,
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_hidden_layers,
+        config.num_decoder_layers,
+        config.intermediate_size,
         dropout=0.0,
-        activation=activation,
-        layer_norm_eps=norm_eps,
+        activation=config.hidden_act,
+        layer_norm_eps=config.norm_eps,
         batch_first=True,
         norm_first=norm_first,
-        bias=has_bias,
+        bias=config.use_bias,
     )
     reference.load_state_dict(dict(source))
-    return model, _compare(tensors, model, reference.eval(), assumed)
-
-
-def import_file(
-    path: str | Path,
-    *,
-    torch_load: bool = False,
-    num_heads: int | None = None,
-    norm_first: bool = False,
-    activation: str = "relu",
-    norm_eps: float = 1e-5,
-) -> tuple[PreTrainedModel, ImportReport]:
-    """[`from_torch_transformer`] for a file with a state dict (`hf-seqmodels import --from torch.nn.Transformer`)."""
-    options: dict[str, Any] = {"norm_first": norm_first, "activation": activation, "norm_eps": norm_eps}
-    return from_torch_transformer(read_tensors(path, torch_load), num_heads=num_heads, **options)
+    return reference.eval()
 
 
 def _name_of(activation: Any) -> str:

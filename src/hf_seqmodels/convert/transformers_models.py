@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..models import ARCHITECTURES
 from .files import read_tensors
@@ -78,19 +79,32 @@ def import_folder(path: str | Path, *, torch_load: bool = False) -> tuple[PreTra
     name = (config.architectures or ["?"])[0]
     if name not in READERS:
         raise ValueError(f"{path} holds a {name}: the classes that can be imported are {', '.join(READERS)}")
-    loaded, info = getattr(transformers, name).from_pretrained(
-        None,
-        config=config,
-        state_dict=read_tensors(path, torch_load),
-        output_loading_info=True,
-        dtype=torch.float32,
-    )
+    loaded, info = _load(name, config, read_tensors(path, torch_load))
     missing = [key for key in sorted(info["missing_keys"]) if name != "BertModel" or not key.startswith("pooler.")]
     unexpected = [key for key in sorted(info["unexpected_keys"]) if not LEFT_OUT.fullmatch(key)]
     for kind, keys in (("missing", missing), ("unexpected", unexpected)):
         if keys:
             raise ValueError(f"{name}: tensor '{keys[0]}' is {kind}, {len(keys)} such in all")
+    for key, found, expected in sorted(info["mismatched_keys"]):
+        raise ValueError(f"{name}: tensor '{key}' has shape {tuple(found)}, expected {tuple(expected)}")
     return from_transformers(loaded)
+
+
+def _load(name: str, config: Any, tensors: Weights) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The source, and what did not fit, of which transformers would print a table beside the one line of ours."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return getattr(transformers, name).from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named with the rest
+            dtype=torch.float32,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 class _Reader:

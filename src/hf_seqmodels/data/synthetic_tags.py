@@ -17,7 +17,7 @@ Example = dict[str, Any]
 BITS = ("0", "1")
 LOOKAHEAD = 3
 
-KEYS, VALUES, PAIRS = 8, tuple("0123"), 4
+KEYS, VALUES, REACH, QUESTIONS = 8, tuple("0123"), 30, 2
 RECALL_SYMBOLS = (
     *(f"k{key}?" for key in range(KEYS)),
     *(f"k{key}={value}" for key, value in itertools.product(range(KEYS), VALUES)),
@@ -69,21 +69,28 @@ def lookahead_tags(rng: np.random.Generator, length: int) -> Example:
 
 
 def recall(rng: np.random.Generator, length: int) -> Example:
-    """`length` tokens: a question `k7?`, then distractors `x0` … with four pairs `k7=3` of different keys at random
-    places among them, one of which is the key asked for; the class is its value (associative recall: Graves 2014,
-    section 4.3; Arora 2023).
+    """`length` tokens: among distractors `x0` … stands each of eight keys once with its value, `k7=3`, and twice as a
+    question, `k7?`, at most 30 tokens away on either side; a question's tag is the value, other tokens have none
+    (associative recall: Graves 2014, section 4.3; Arora 2023).
 
-    The question stands first, where layouts with global tokens have one. Chance level (accuracy): 1/4 blindly, 0.44
-    for who picks any of the pairs.
+    A layout that sees the neighbourhood can answer, one that sees only the next tokens cannot. Chance level (token
+    accuracy): 1/4.
     """
-    if length <= PAIRS:
-        raise ValueError(f"recall with length={length} has no room for {PAIRS} pairs; raise length")
+    if length < 4 * KEYS + REACH:
+        raise ValueError(
+            f"recall with length={length} has no room for {KEYS} keys; it must be at least {4 * KEYS + REACH}"
+        )
     tokens = KEYS * (1 + len(VALUES)) + rng.integers(32, size=length)
-    keys = rng.choice(KEYS, size=PAIRS, replace=False)
-    values = rng.integers(len(VALUES), size=PAIRS)
-    tokens[1 + rng.choice(length - 1, size=PAIRS, replace=False)] = KEYS + keys * len(VALUES) + values
-    tokens[0] = keys[0]
-    return {"input_ids": (FIRST + tokens).tolist(), "labels": int(values[0])}
+    values = rng.integers(len(VALUES), size=KEYS)
+    places = rng.choice(length, size=KEYS, replace=False)
+    tokens[places] = KEYS + np.arange(KEYS) * len(VALUES) + values
+    labels, taken = [NO_LABEL] * length, set(places.tolist())
+    for key, place in enumerate(places.tolist()):
+        near = [i for i in range(max(0, place - REACH), min(length, place + REACH + 1)) if i not in taken]
+        for i in rng.choice(near, size=QUESTIONS, replace=False).tolist():
+            tokens[i], labels[i] = key, int(values[key])
+            taken.add(i)
+    return {"input_ids": (FIRST + tokens).tolist(), "labels": labels}
 
 
 def bracketed_tags(rng: np.random.Generator, length: int) -> Example:

@@ -86,7 +86,8 @@ def plot_learning_overview(results: Sequence[Mapping[str, Any]], path: Path) -> 
         scores = result["systems"][name]["scores"]
         axes.plot([min(scores), max(scores)], [place, place], color="0.7", lw=3, zorder=1)
         axes.plot(sum(scores) / len(scores), place, color=OKABE_ITO[group % 6], marker=MARKERS[group % 8], zorder=2)
-        axes.plot(result["chance"], place, color="0.3", marker="|", ms=10, ls="none")
+        if result["chance"] is not None:
+            axes.plot(result["chance"], place, color="0.3", marker="|", ms=10, ls="none")
     axes.set_yticks(range(len(rows)), [f"{result['check']}: {name}" for result, name in rows], fontsize="small")
     axes.set(xlabel="test score: mean over the seeds (points), their range (grey), chance (|)", xlim=(-0.03, 1.03))
     axes.invert_yaxis()

@@ -95,7 +95,8 @@ def _reverse(variant: str, length: int) -> str:
 
 
 ATTENTION = ("additive", "general", "dot", "input_feeding")
-LANGUAGE_MODELS = ("rnn", "lstm", "gru", "attention_rnn", "transformer_decoder")
+PATTERNS = ("transformer_decoder-sliding_window", "transformer_decoder-lsh")
+LANGUAGE_MODELS = ("rnn", "lstm", "gru", "attention_rnn", "transformer_decoder", *PATTERNS)
 
 CHECKS: dict[str, Check] = {
     "reverse": Check(
@@ -177,7 +178,7 @@ CHECKS: dict[str, Check] = {
         seeds=(0, 1, 2),
     ),
     "recall": Check(
-        "the value of a key among 256 tokens",
+        "the values of keys in 256 tokens",
         "accuracy",
         {
             "full": "--config recall/transformer_encoder",

@@ -1,6 +1,6 @@
 """Attention: scores over a network's own past (additive, dot, general), pooling, and multi-head attention.
 
-Shapes: B batch, T queries, S keys, D hidden, H heads, K = D/H head width.
+Shapes: B batch, T queries, S keys, D hidden, H heads, K head width (`head_dim`, by default D/H).
 """
 
 import math

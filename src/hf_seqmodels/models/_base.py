@@ -33,7 +33,7 @@ class SequencePreTrainedModel(PreTrainedModel):
                 f"not '{config.model_type}': build it from {wanted.__name__}, or call {self.auto_model}.from_config"
             )
         super().__init__(config, *args, **kwargs)
-        if getattr(config, "num_features", None) is not None:
+        if getattr(config, "num_features", None) is not None and self.main_input_name == "input_ids":
             self.main_input_name = "input_features"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,6 +48,16 @@ class SequencePreTrainedModel(PreTrainedModel):
             module.init_weights(self.config)  # type: ignore[operator]
         else:
             super()._init_weights(module)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; ValueError where there is no table of tokens."""
+        try:
+            table = self.get_input_embeddings()
+        except NotImplementedError:  # transformers' own, where it finds none
+            table = None
+        if table is None:
+            raise ValueError(f"{type(self).__name__} reads features: there is no table of tokens to resize")
+        return super().resize_token_embeddings(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,8 @@ The class is found by its name "seq_recurrent", and the last definition in a pro
 copies of it may be loaded together): never `isinstance` a cache layer.
 """
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, DynamicLayer
 
@@ -80,6 +82,13 @@ class RecurrentCacheLayer(DynamicLayer):
                 f"a recurrent state cannot forget its last {abs(tokens_to_remove)} tokens: "
                 "run the model again on the shorter text"
             )
+
+
+def check_holds_states(cache: Any, num_layers: int) -> None:
+    """Raise ValueError unless a cache has a [`RecurrentCacheLayer`] for each of `num_layers` layers."""
+    if sum(hasattr(layer, "read_states") for layer in cache.layers) < num_layers:
+        kind = type(cache).__name__
+        raise ValueError(f"this {kind} cannot hold recurrent state: build it with {kind}(config=model.config)")
 
 
 STATIC_LAYER_TYPE_MAPPING[RecurrentCacheLayer._layer_type] = RecurrentCacheLayer

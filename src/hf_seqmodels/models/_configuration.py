@@ -19,6 +19,44 @@ KNOWN_KERNELS = {
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
 }
 
+# Options that not every architecture has, by who has them. A configuration would keep one of another architecture as
+# an attribute that nobody reads. (`decoder_start_token_id` is missing: transformers puts it into any configuration.)
+OPTIONS_OF = {
+    "recurrent layers": (
+        "embedding_size", "bidirectional", "weight_init", "bias_init", "chrono_max_time", "weight_drop",
+        "weight_noise", "layer_norm",
+    ),
+    "recurrent networks with one stack of layers": (
+        "input_dropout", "output_dropout", "variational_dropout", "embedding_dropout", "activation_reg",
+        "temporal_activation_reg", "residual", "encoder", "freeze_encoder",
+    ),
+    "RNN cells": ("nonlinearity",),
+    "LSTM cells": ("peephole", "forget_bias"),
+    "GRU cells": ("reset_after", "update_bias"),
+    "attention-RNNs": ("cell", "score"),
+    "seq_attention_rnn": ("window",),
+    "seq_attention_rnn_seq2seq": ("input_feeding",),
+    "seq_conv_lstm": ("num_channels", "kernel_size", "image_size", "loss"),
+    "encoder–decoders": ("num_decoder_layers", "share_embeddings"),
+    "language models": ("lm_head_bias",),
+    "models of features": ("num_features",),
+    "architectures with one stack of layers": (
+        "classifier_dropout", "crf", "ctc_loss_reduction", "ctc_zero_infinity", "inputs_to_logits_ratio",
+        "num_time_features", "distribution_output", "num_mixtures", "scaling", "context_loss", "num_parallel_samples",
+    ),
+    "models that predict series": ("prediction_length",),
+    "Transformers": (
+        "num_attention_heads", "head_dim", "intermediate_size", "hidden_act", "use_bias", "norm", "norm_position",
+        "norm_eps", "final_norm", "positions", "max_position_embeddings", "rope_theta",
+        "relative_attention_num_buckets", "relative_attention_max_distance", "attention_dropout",
+    ),
+    "Transformers with one stack of layers": (
+        "attention_pattern", "attention_window", "num_global_tokens", "num_hashes", "num_buckets", "lsh_chunk_length",
+        "hash_seed", "feed_forward_chunk",
+    ),
+    "seq_transformer_encoder": ("type_vocab_size", "embedding_norm", "pooling", "lm_head_transform"),
+}  # fmt: skip
+
 
 @strict
 class SequenceConfig(PreTrainedConfig):
@@ -34,7 +72,7 @@ class SequenceConfig(PreTrainedConfig):
         use_cache (`bool`, defaults to True): return the state (`past_key_values`).
 
     Raises:
-        ValueError: a value is out of range, or a key looks like a misspelt option.
+        ValueError: a value is out of range, or a key looks like a misspelt option or is one of another architecture.
     """
 
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -57,13 +95,21 @@ class SequenceConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _refuse_misspelt(self, unknown: dict) -> None:
-        """`@strict` lets unknown keys through as attributes; one that resembles an option is a typing error."""
+        """`@strict` lets unknown keys through as attributes; one that resembles an option is a typing error, and one
+        of another architecture would have no effect.
+        """
         known = list(type(self).__dataclass_fields__)
         for key in unknown:
-            if not key.startswith("_") and not hasattr(type(self), key):
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
-                if near:
-                    raise ValueError(f"{type(self).__name__} has no option '{key}': did you mean '{near[0]}'?")
+            if key.startswith("_") or hasattr(type(self), key) or key in (self.attribute_map or {}):
+                continue
+            for owner, options in OPTIONS_OF.items():
+                if key in options:
+                    raise ValueError(
+                        f"{type(self).__name__} has no option '{key}', which belongs to {owner}: leave it out"
+                    )
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+            if near:
+                raise ValueError(f"{type(self).__name__} has no option '{key}': did you mean '{near[0]}'?")
 
     def require(self, name: str, rule: str, holds: bool) -> None:
         """Raise a one-line ValueError that names the option, its value and the rule, unless `holds`."""
@@ -109,7 +155,7 @@ class SequenceConfig(PreTrainedConfig):
 def refuse_unknown_kernels(settings: dict) -> None:
     """Raise ValueError if settings of a configuration name kernels that are not transformers' own."""
     for key, value in settings.items():
-        known = KNOWN_KERNELS.get(key.removeprefix("_").removesuffix("_internal"), ())
+        known = KNOWN_KERNELS.get(str(key).removeprefix("_").removesuffix("_internal"), ())
         for name in value.values() if isinstance(value, dict) else [value]:
             if known and name is not None and name not in known:
                 raise ValueError(

@@ -1,6 +1,6 @@
 """Options of the Transformers with one stack: who attends to whom."""
 
-from ._configuration import MOST_WIDTH
+from ._configuration import MOST_TOKENS, MOST_WIDTH
 from ._configuration_transformer import TransformerOptions
 from ._versions import strict
 
@@ -44,14 +44,17 @@ class AttentionPatternOptions(TransformerOptions):
         super().check_ranges()
         known = ", ".join(map(repr, PATTERNS))
         self.require("attention_pattern", f"one of {known}", self.attention_pattern in PATTERNS)
-        self.require("attention_window", "at least 1", self.attention_window >= 1)
-        self.require("num_global_tokens", "at least 0", self.num_global_tokens >= 0)
+        for name, least in (
+            ("attention_window", 1),
+            ("num_global_tokens", 0),
+            ("lsh_chunk_length", 1),
+            ("feed_forward_chunk", 0),
+        ):
+            self.require(name, f"between {least} and {MOST_TOKENS}", least <= getattr(self, name) <= MOST_TOKENS)
         self.require("num_hashes", f"between 1 and {MOST_HASHES}", 1 <= self.num_hashes <= MOST_HASHES)
         even = 2 <= self.num_buckets <= MOST_WIDTH and self.num_buckets % 2 == 0
         self.require("num_buckets", f"1, or an even number up to {MOST_WIDTH}", self.num_buckets == 1 or even)
-        self.require("lsh_chunk_length", "at least 1", self.lsh_chunk_length >= 1)
         self.require("hash_seed", "between 0 and 2³² − 1", 0 <= self.hash_seed < 2**32)
-        self.require("feed_forward_chunk", "at least 0", self.feed_forward_chunk >= 0)
         if self.attention_pattern != "full":
             rule = "another one: relative positions need all T² scores, which attention_pattern avoids"
             self.require("positions", rule, self.positions != "relative")

@@ -4,76 +4,56 @@ import math
 from typing import Any
 
 from ._configuration import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
+from ._configuration_cell import RecurrentLayerOptions
 from ._configuration_stack import StackConfig
 from ._encoder import SUB_CONFIGS, make_encoder_config
 from ._versions import PreTrainedConfig, strict
 
-DROPOUTS = ("input_dropout", "output_dropout", "embedding_dropout", "weight_drop")
+DROPOUTS = ("input_dropout", "output_dropout", "embedding_dropout")
 
 
 @strict
-class RecurrentConfig(StackConfig):
-    """Options of the architectures built from a cell.
+class RecurrentConfig(RecurrentLayerOptions, StackConfig):
+    """Options of the architectures built from a cell; those of its layers are described in `_configuration_cell.py`.
 
     Args:
         embedding_size (`int`, *optional*, defaults to `hidden_size`): width of the token embeddings; with
             `num_features` that number, since features go into the first cell as they are.
         bidirectional (`bool`, defaults to False): each layer also reads the sequence backwards; outputs are
-            concatenated to 2·D. Not for causal language models.
-        weight_init (`str`, defaults to `"orthogonal"`): `"orthogonal"`: `weight_hh` orthogonal (Saxe 2014) and
-            `weight_ih` Xavier-uniform (Glorot 2010), each per gate; `"uniform"`: U(−1/√D, 1/√D) for both, torch's
-            default.
-        bias_init (`str`, defaults to `"constant"`): `"constant"`: zero but for the gate that keeps the state (see the
-            architecture's `forget_bias` or `update_bias`); `"chrono"`: Tallec & Ollivier 2018, section 3, keeping
-            times drawn from U(1, `chrono_max_time` − 1).
-        chrono_max_time (`int`, defaults to 100): longest expected dependency in steps, at least 3.
-        initializer_range (`float`, defaults to 0.1): standard deviation of linear layers and of tied
-            embeddings; embeddings that are not tied start from N(0, 1), as in torch.nn.Embedding.
-            There is no norm behind them that would undo smaller ones.
-        dropout: between layers, on every layer's output but the last (as in torch.nn.LSTM).
+            concatenated to 2·D. Not for causal language models, and `use_cache` becomes False: there is no state to
+            continue from.
         input_dropout (`float`, defaults to 0.0): on what the first layer reads (AWD-LSTM's `dropouti`).
         output_dropout (`float`, defaults to 0.0): on the last layer's output (AWD-LSTM's `dropout`).
         variational_dropout (`bool`, defaults to False): these three drop a row's units at all its time steps or at
             none (Gal & Ghahramani 2016; Merity 2017, section 4.2); False: at each step anew.
         embedding_dropout (`float`, defaults to 0.0): whole words of the vocabulary, wherever they stand in the batch
             (Merity 2017, section 4.3); on `input_ids` only.
-        weight_drop (`float`, defaults to 0.0): DropConnect on `weight_hh`, one mask for a forward pass (Merity 2017,
-            section 2).
-        weight_noise (`float`, defaults to 0.0): standard deviation of Gaussian noise on all parameters of the cells,
-            drawn once for a forward pass in training and not stored (Graves 2011; 0.075 in Chung 2014).
         activation_reg (`float`, defaults to 0.0): α of activation regularisation (Merity 2017, section 4.6): the
-            causal language model's loss, in training, grows by α times the mean square of its last layer's output
-            after `output_dropout`, averaged over the tokens that predict a target.
+            loss, in training, grows by α times the mean square of the last layer's output after `output_dropout`,
+            averaged over the tokens that predict a target. Of causal language models and of the prediction of time
+            series; no effect with other heads.
         temporal_activation_reg (`float`, defaults to 0.0): β of temporal activation regularisation (the same): β
-            times the mean square of the change of that output, before dropout, from such a token to the next.
-        layer_norm (`bool`, defaults to False): layer-normalised cells (Ba 2016), whose equations are in the cells'
-            files. They run in a Python loop, since torch has no kernel for them.
+            times the mean square of the change of that output, before dropout, from such a token to the next; with
+            the same heads.
         residual (`bool`, defaults to False): each layer but the first adds what it reads, before `dropout`, to its
             output (Wu 2016, section 3.1).
         encoder (`dict` or `PreTrainedConfig`, *optional*): configuration of a transformers encoder (with its
             `model_type`) whose last hidden states the first layer reads in place of embeddings (RoBERTa-LSTM, Tan
             2022). `embedding_size` and `vocab_size` are the encoder's. It sees the whole sequence: not for causal
-            language models, and there is no state to continue from. See `from_encoder` of the models.
+            language models, and there is no state to continue from (`use_cache` becomes False). Only encoders of text
+            are taken; those of sound and of images, Funnel, and encoder–decoders without a class for their encoder
+            alone are refused by name. See `from_encoder` of the models.
         freeze_encoder (`bool`, defaults to False): the encoder is not trained, and is always in evaluation mode.
     """
 
     sub_configs = SUB_CONFIGS
 
-    embedding_size: int | None = None
-    initializer_range: float | int = 0.1
-    bidirectional: bool = False
-    weight_init: str = "orthogonal"
-    bias_init: str = "constant"
-    chrono_max_time: int = 100
     input_dropout: float | int = 0.0
     output_dropout: float | int = 0.0
     variational_dropout: bool = False
     embedding_dropout: float | int = 0.0
-    weight_drop: float | int = 0.0
-    weight_noise: float | int = 0.0
     activation_reg: float | int = 0.0
     temporal_activation_reg: float | int = 0.0
-    layer_norm: bool = False
     residual: bool = False
     encoder: dict | PreTrainedConfig | None = None
     freeze_encoder: bool = False
@@ -103,15 +83,11 @@ class RecurrentConfig(StackConfig):
             self.require("freeze_encoder", "False without an encoder", not self.freeze_encoder)
         else:
             self._check_encoder(self.encoder)
-        self.require("embedding_size", f"between 1 and {MOST_WIDTH}", 1 <= (self.embedding_size or 0) <= MOST_WIDTH)
         if self.num_features is not None:
             rule = f"num_features={self.num_features} (or left out), since features go into the first cell as they are"
             self.require("embedding_size", rule, self.embedding_size == self.num_features)
-        self.require("weight_init", "'orthogonal' or 'uniform'", self.weight_init in ("orthogonal", "uniform"))
-        self.require("bias_init", "'constant' or 'chrono'", self.bias_init in ("constant", "chrono"))
-        self.require("chrono_max_time", "at least 3 steps", self.chrono_max_time >= 3)
         self.require_probability(*DROPOUTS)
-        for name in ("weight_noise", "activation_reg", "temporal_activation_reg"):
+        for name in ("activation_reg", "temporal_activation_reg"):
             self.require(name, "at least 0 and finite", 0 <= getattr(self, name) < math.inf)
         if self.num_features is not None:
             self.require("embedding_dropout", "0 with num_features: there are no words", self.embedding_dropout == 0)
@@ -131,11 +107,6 @@ class RecurrentConfig(StackConfig):
         rule = "with an encoder, whose embeddings are its own"
         self.require("tie_word_embeddings", f"False {rule}", not self.tie_word_embeddings)
         self.require("embedding_dropout", f"0 {rule}", self.embedding_dropout == 0)
-
-    def require_finite(self, *names: str) -> None:
-        """Raise ValueError unless each named option is a finite number."""
-        for name in names:
-            self.require(name, "a finite number", math.isfinite(getattr(self, name)))
 
     @property
     def output_size(self) -> int:

@@ -14,7 +14,8 @@ class StackConfig(SequenceConfig):
         num_features (`int`, *optional*): the model reads `input_features` (B, T, F) of this width F instead of tokens.
         classifier_dropout (`float`, defaults to 0.0): dropout probability before a head that labels.
         lm_head_bias (`bool`, defaults to False): the output layer of a language model adds a bias.
-        crf (`bool`, defaults to False): token classification with a linear-chain CRF (Lafferty 2001).
+        crf (`bool`, defaults to False): token classification with a linear-chain CRF (Lafferty 2001); the other
+            heads do not read it.
         ctc_loss_reduction (`str`, defaults to `"mean"`): CTC loss of a batch: `"mean"`, each row's loss divided by the
             length of its labels, then averaged; or `"sum"`.
         ctc_zero_infinity (`bool`, defaults to True): rows whose labels do not fit into their frames have no loss,
@@ -58,7 +59,7 @@ class StackConfig(SequenceConfig):
         self.require("num_features", rule, self.num_features is None or 1 <= self.num_features <= MOST_WIDTH)
         self.require("ctc_loss_reduction", "'mean' or 'sum'", self.ctc_loss_reduction in ("mean", "sum"))
         for name in ("inputs_to_logits_ratio", "prediction_length", "num_mixtures", "num_parallel_samples"):
-            self.require(name, "at least 1", getattr(self, name) >= 1)
+            self.require(name, f"between 1 and {MOST_WIDTH}", 1 <= getattr(self, name) <= MOST_WIDTH)
         rule = f"at least 0 and below num_features={self.num_features}, so that a variate is left to predict"
         self.require("num_time_features", rule, self.num_time_features >= 0 and self.num_variates >= 1)
         known = ", ".join(map(repr, DISTRIBUTIONS))

@@ -1,6 +1,6 @@
 """Options that all Transformers share: decoder, encoder, and encoder–decoder."""
 
-from ._configuration import MOST_WIDTH, SequenceConfig
+from ._configuration import MOST_TOKENS, MOST_WIDTH, SequenceConfig
 from ._versions import strict
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "none")
@@ -70,7 +70,8 @@ class TransformerOptions(SequenceConfig):
         self.require("num_attention_heads", rule, divides and heads <= MOST_WIDTH)
         rule = f"None or between 1 and {MOST_WIDTH}"
         self.require("head_dim", rule, self.head_dim is None or 1 <= self.head_dim <= MOST_WIDTH)
-        self.require("intermediate_size", "at least 1", (self.intermediate_size or 0) >= 1)
+        rule = f"between 1 and {MOST_WIDTH}"
+        self.require("intermediate_size", rule, 1 <= (self.intermediate_size or 0) <= MOST_WIDTH)
         for name, known in (
             ("hidden_act", ACTIVATIONS),
             ("norm", ("layernorm", "rmsnorm")),
@@ -82,14 +83,16 @@ class TransformerOptions(SequenceConfig):
         if self.positions == "rotary":
             name = "head_dim" if self.head_dim is not None else "num_attention_heads"
             self.require(name, "one that leaves heads of even width for rotary positions", self.head_width % 2 == 0)
-        self.require("max_position_embeddings", "at least 1", self.max_position_embeddings >= 1)
+        rule = f"between 1 and {MOST_TOKENS}"
+        self.require("max_position_embeddings", rule, 1 <= self.max_position_embeddings <= MOST_TOKENS)
         self.require("rope_theta", "above 0", 0 < self.rope_theta < float("inf"))
         buckets = self.relative_attention_num_buckets
-        self.require(
-            "relative_attention_num_buckets", "an even number of at least 4", buckets >= 4 and buckets % 2 == 0
-        )
-        rule = f"above half of relative_attention_num_buckets={buckets}, which single distances take"
-        self.require("relative_attention_max_distance", rule, self.relative_attention_max_distance > buckets // 2)
+        rule = f"an even number between 4 and {MOST_WIDTH}"
+        self.require("relative_attention_num_buckets", rule, 4 <= buckets <= MOST_WIDTH and buckets % 2 == 0)
+        rule = f"above half of relative_attention_num_buckets={buckets}, which single distances take, "
+        rule += f"and at most {MOST_TOKENS}"
+        fits = buckets // 2 < self.relative_attention_max_distance <= MOST_TOKENS
+        self.require("relative_attention_max_distance", rule, fits)
         self.require_probability("attention_dropout")
 
     @property

@@ -56,6 +56,11 @@ def make_encoder_config(value: dict | PreTrainedConfig) -> PreTrainedConfig:
             f"encoder: transformers has no class for the encoder of {config.model_type!r} alone: take 't5', 'mt5', "
             "'umt5', or an encoder such as 'roberta'"
         )
+    if isinstance(MODEL_MAPPING.get(type(config), None), tuple):  # Funnel, which pools over neighbours, padding or not
+        raise ValueError(
+            f"encoder: model_type={config.model_type!r} has several models in transformers: take a type that has one, "
+            "such as 'roberta'"
+        )
     return config
 
 
@@ -90,6 +95,41 @@ def build_encoder(config: PreTrainedConfig) -> Any:
             "such as 'roberta'"
         )
     return encoder
+
+
+def check_encoder_inputs(encoder: Any, inputs: dict[str, torch.Tensor]) -> None:
+    """Name what does not fit into the encoder's tables; on the CPU only, elsewhere the look would wait for the device.
+
+    Args:
+        inputs: `input_ids` (B, T), with the encoder's padding token for padding, or `inputs_embeds` (B, T, E); and
+            `token_type_ids` or `position_ids` (B, T), if given.
+
+    Raises:
+        ValueError: more tokens than the encoder has positions, or a token type that it does not have.
+    """
+    given = inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"]
+    if given.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    tables = {name.rpartition(".")[2]: module for name, module in encoder.named_modules()}
+    positions = tables.get("position_embeddings", tables.get("embed_positions"))
+    most = getattr(encoder.config, "max_position_embeddings", None)
+    if positions is not None and most is not None and "position_ids" not in inputs:
+        tokens, pad = given.shape[1], getattr(positions, "padding_idx", None)
+        if pad is not None:  # as RoBERTa: the first token's position is pad + 1, and padding is not counted
+            most -= pad + 1
+            tokens = tokens if given.ndim == 3 else int((given != pad).sum(1).max())
+        if tokens > most:
+            raise ValueError(
+                f"a text of {tokens} tokens is beyond the encoder's {most} positions: cut it off there"
+            )
+    kinds, table = inputs.get("token_type_ids"), tables.get("token_type_embeddings")
+    if kinds is not None and table is not None:
+        number = table.weight.shape[0]
+        wrong = kinds[(kinds < 0) | (kinds >= number)]
+        if wrong.numel():
+            raise ValueError(
+                f"token_type_ids: the encoder has no type {wrong[0].item()}, it has {number} (0 to {number - 1})"
+            )
 
 
 def load_encoder(source: Any) -> Any:

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from ._base import SequencePreTrainedModel
+from ._inputs import may_look_at
 from ._regularisation import mean_penalty
 
 
@@ -89,7 +90,15 @@ class CausalLMHead(TokenPredictionHead):
 
         Returns:
             `loss`, `logits` (B, T, V), `past_key_values`, `hidden_states`, `attentions`.
+
+        Raises:
+            ValueError: labels of another shape than the kept positions, or outside the vocabulary.
         """
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        shifted = kwargs.get("shift_labels")
+        if labels is not None:
+            wanted = target_shape(input_ids, inputs_embeds, kept=kept)
+            check_labels(labels if shifted is None else shifted, wanted, self.config.vocab_size, of_vocabulary=True)
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -99,11 +108,9 @@ class CausalLMHead(TokenPredictionHead):
             position_ids=position_ids,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.predict(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            shifted = kwargs.get("shift_labels")
             targets = labels[..., 1:] if shifted is None else shifted
             kwargs["num_items_in_batch"] = count_targets(targets, kwargs.get("num_items_in_batch"))
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -147,7 +154,13 @@ class MaskedLMHead(TokenPredictionHead):
             labels (B, T): the token at each masked position, −100 elsewhere (nothing is shifted).
             num_items_in_batch: targets in the global batch, as in [`CausalLMHead`].
             Other arguments: see the backbone.
+
+        Raises:
+            ValueError: labels of another shape than (B, T), or outside the vocabulary.
         """
+        if labels is not None:
+            wanted = target_shape(input_ids, inputs_embeds)
+            check_labels(labels, wanted, self.config.vocab_size, of_vocabulary=True)
         kwargs |= name_types(token_type_ids)
         outputs = self.model(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.predict(outputs.last_hidden_state)
@@ -157,6 +170,39 @@ class MaskedLMHead(TokenPredictionHead):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def target_shape(*inputs: torch.Tensor | None, kept: Any = slice(None)) -> tuple[int, ...] | None:
+    """(B, T) of the input that was given, of its `kept` positions; None where the backbone will refuse the input."""
+    for given in inputs:
+        if given is not None and given.ndim > 1:
+            return tuple(given[:, kept].shape[:2])
+    return None
+
+
+def check_labels(labels: torch.Tensor, wanted: tuple[int, ...] | None, size: int, of_vocabulary: bool = False) -> None:
+    """Raise ValueError unless the labels have the shape `wanted` (None: any) and are whole numbers from 0 to
+    `size` − 1, or −100.
+
+    torch's losses flatten labels, and so would take those of transposed rows.
+    """
+    if wanted is not None and tuple(labels.shape) != wanted:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit this batch: pass {wanted}, −100 where there is no label"
+        )
+    if labels.is_floating_point():
+        raise ValueError(f"labels are {labels.dtype}: pass whole numbers, −100 where there is no label")
+    if not may_look_at(labels):
+        return
+    wrong = labels[((labels < 0) | (labels >= size)) & (labels != -100)]
+    if wrong.numel():
+        outside, way_out = f"the {size} classes", "another num_labels"
+        if of_vocabulary:
+            outside, way_out = f"the vocabulary of {size}", "this model's tokenizer"
+        raise ValueError(
+            f"label {wrong[0].item()} is outside {outside}: use 0 to {size - 1}, −100 where there is no label, or "
+            f"{way_out}"
         )
 
 

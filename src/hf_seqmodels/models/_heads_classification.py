@@ -14,17 +14,21 @@ from transformers.utils.generic import can_return_tuple
 
 from ._base import SequencePreTrainedModel
 from ._crf import LinearChainCRF
-from ._heads import count_targets, name_types
-from ._inputs import valid_tokens
+from ._heads import check_labels, count_targets, name_types, target_shape
+from ._inputs import argument_names, may_look_at, valid_tokens
 
 Pooled = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class SequenceClassificationHead(SequencePreTrainedModel):
-    """One label (or several, or a number) for a whole sequence, read from the state after its last token."""
+    """One label (or several, or a number) for a whole sequence, read from the state after its last token.
+
+    Loss: the mean over the rows that have a label. transformers' Trainer averages its accumulation steps, which is
+    the mean over their rows only where each step has as many rows with a label; `SeqTrainer` counts them.
+    """
 
     auto_model = "AutoModelForSequenceClassification"
-    accepts_loss_kwargs = False  # a mean over sequences: Trainer divides it by the accumulation steps
+    accepts_loss_kwargs = False  # Trainer cannot count the rows with a label, and divides by the accumulation steps
     backbone_class: ClassVar[type[nn.Module]]
 
     def __init__(self, config: Any):
@@ -61,10 +65,14 @@ class SequenceClassificationHead(SequencePreTrainedModel):
                 or numbers for regression, (B,) or with num_labels > 1 (B, num_labels). `config.problem_type` says
                 which; unset, it is inferred from the first batch: with one label regression, else whole numbers are
                 class ids and others several labels.
+            num_items_in_batch: rows with a label in the global batch (`count_targets`), by which the summed loss is
+                divided; without it the loss is the mean over this call's.
 
         Raises:
-            ValueError: labels of another shape or kind, or a class id outside 0 … num_labels − 1.
+            ValueError: labels of another shape or kind, a class id outside 0 … num_labels − 1, one of several labels
+                that is neither 0 nor 1, or a number that is not finite.
         """
+        in_global_batch = kwargs.pop("num_items_in_batch", None)
         if labels is not None:
             given = next(given for given in (input_ids, inputs_embeds, input_features, labels) if given is not None)
             labels = self.check_targets(labels, len(given))
@@ -83,10 +91,12 @@ class SequenceClassificationHead(SequencePreTrainedModel):
         logits = self.score(self.dropout(pooled))
         loss = None
         if labels is not None:
-            count = count_targets(labels, None)  # of class ids; numbers and sets of labels are all targets
+            count = self.count_targets(labels).clamp(min=1)  # read by the loss of class ids alone
             loss = self.loss_function(
                 labels=labels, pooled_logits=at_least_fp32(logits), config=self.config, num_items_in_batch=count
             )
+            if in_global_batch is not None:
+                loss = loss * count / torch.as_tensor(in_global_batch, device=loss.device).clamp(min=1)
         return self.pack_output(
             weights if kwargs.get("output_attentions", self.config.output_attentions) else None,
             loss=loss,
@@ -101,10 +111,7 @@ class SequenceClassificationHead(SequencePreTrainedModel):
 
         torch would broadcast numbers of another shape, and take numbers that are no class ids for such.
         """
-        problem: str | None = self.config.problem_type
-        if problem is None:  # by the rule of transformers' loss
-            kind = "single" if labels.dtype in (torch.int32, torch.int64) else "multi"
-            problem = "regression" if self.num_labels == 1 else f"{kind}_label_classification"
+        problem = self.problem_of(labels)
         class_ids = problem == "single_label_classification"
         one = class_ids or (problem == "regression" and self.num_labels == 1)
         shapes = [(rows,), (rows, 1)] if one else [(rows, self.num_labels)]
@@ -115,8 +122,29 @@ class SequenceClassificationHead(SequencePreTrainedModel):
                 "or set the problem_type that is meant"
             )
         if class_ids:
-            check_labels(labels, self.num_labels)
+            check_labels(labels, None, self.num_labels)
+        elif may_look_at(labels):
+            several = problem == "multi_label_classification"
+            wrong = labels[(labels != 0) & (labels != 1) if several else ~torch.isfinite(labels)]
+            if wrong.numel():
+                rule = "0 or 1 for each of several labels" if several else "finite numbers"
+                raise ValueError(f"label {wrong[0].item()} does not fit problem_type='{problem}': pass {rule}")
         return labels.long() if class_ids else labels.to(torch.promote_types(self.dtype, torch.float32))
+
+    def problem_of(self, labels: torch.Tensor) -> str:
+        """`config.problem_type`, or where it is unset what the labels are by the rule of transformers' loss."""
+        if self.config.problem_type is not None:
+            return self.config.problem_type
+        kind = "single" if labels.dtype in (torch.int32, torch.int64) else "multi"
+        return "regression" if self.num_labels == 1 else f"{kind}_label_classification"
+
+    def count_targets(self, labels: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
+        """Rows that the loss of this batch is a mean over: all, or those whose class id is not −100."""
+        if labels is None:
+            return torch.tensor(0)
+        if self.problem_of(labels) == "single_label_classification":
+            return (labels != -100).sum()
+        return torch.tensor(len(labels), device=labels.device)
 
     def pack_output(self, weights: torch.Tensor | None, **fields: Any) -> SequenceClassifierOutputWithPast:
         """The output; heads that pool with attention add their weights."""
@@ -191,10 +219,10 @@ class TokenClassificationHead(SequencePreTrainedModel):
         """Logits (B, T, num_labels); labels (B, T), −100 where there is no token to label.
 
         Raises:
-            ValueError: a label outside 0 … num_labels − 1.
+            ValueError: labels of another shape, or outside 0 … num_labels − 1.
         """
         if labels is not None:
-            check_labels(labels, self.num_labels)
+            check_labels(labels, target_shape(input_ids, inputs_embeds, input_features), self.num_labels)
         kwargs |= name_types(token_type_ids)
         outputs = self.model(
             input_ids,
@@ -226,7 +254,12 @@ class TokenClassificationHead(SequencePreTrainedModel):
 
 
 class QuestionAnsweringHead(SequencePreTrainedModel):
-    """The span of the text that answers a question: a score for each token to be its first, and to be its last."""
+    """The span of the text that answers a question: a score for each token to be its first, and to be its last.
+
+    Loss: the mean of two means of −log p, over the rows whose answer begins in the text and over those whose answer
+    ends there. No single count divides that: a trainer averages its accumulation steps (and its processes), which
+    weighs a row more where the other rows of its step have no answer.
+    """
 
     auto_model = "AutoModelForQuestionAnswering"
     accepts_loss_kwargs = False  # a mean over rows: Trainer divides it by the accumulation steps
@@ -235,6 +268,7 @@ class QuestionAnsweringHead(SequencePreTrainedModel):
     def __init__(self, config: Any):
         super().__init__(config)
         self.model = self.backbone_class(config)
+        self.without_cache = without_cache(self.backbone_class)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.qa_outputs = nn.Linear(config.output_size, 2)
         self.post_init()
@@ -258,11 +292,18 @@ class QuestionAnsweringHead(SequencePreTrainedModel):
                 of an answer that was cut off, or under padding has no loss.
 
         Raises:
-            ValueError: one of start_positions and end_positions without the other.
+            ValueError: one of start_positions and end_positions without the other, positions that are not (B,) whole
+                numbers, or `labels`.
         """
+        if kwargs.get("labels") is not None:
+            raise ValueError("question answering learns from start_positions and end_positions: leave labels out")
         if (start_positions is None) != (end_positions is None):
             raise ValueError("an answer has two ends: pass both start_positions and end_positions, or neither")
-        kwargs |= name_types(token_type_ids)
+        wanted = target_shape(input_ids, inputs_embeds)
+        for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+            if positions is not None and wanted is not None:
+                check_positions(name, positions, wanted[0])
+        kwargs |= name_types(token_type_ids) | self.without_cache
         outputs = self.model(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))
         valid = valid_tokens(attention_mask, logits.shape[1])
@@ -292,21 +333,23 @@ def span_loss(logits: torch.Tensor, positions: torch.Tensor, valid: torch.Tensor
     return nn.functional.cross_entropy(at_least_fp32(logits), targets, reduction="sum") / inside.sum().clamp(min=1)
 
 
+def check_positions(name: str, positions: torch.Tensor, rows: int) -> None:
+    """Raise ValueError unless the positions are `rows` whole numbers."""
+    if tuple(positions.shape) not in ((rows,), (rows, 1)) or positions.is_floating_point():
+        raise ValueError(
+            f"{name} of shape {tuple(positions.shape)} and {positions.dtype} do not fit {rows} rows: pass whole "
+            f"numbers of shape {(rows,)}"
+        )
+
+
+def without_cache(backbone_class: Any) -> dict[str, bool]:
+    """What a head that reads a text once, and returns no state, tells a backbone that could build one."""
+    return {"use_cache": False} if "use_cache" in argument_names(backbone_class) else {}
+
+
 def at_least_fp32(logits: torch.Tensor) -> torch.Tensor:
     """What a loss is computed from: half precision is too coarse for a sum of exponentials."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def check_labels(labels: torch.Tensor, num_labels: int) -> None:
-    """Name the class id that is out of range; on the CPU only, elsewhere the look would wait for the device."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return
-    wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != -100)]
-    if wrong.numel():
-        raise ValueError(
-            f"label {wrong[0].item()} is outside the {num_labels} classes: use 0 to {num_labels - 1}, "
-            "−100 where there is no label, or another num_labels"
-        )
 
 
 def require_features(head: nn.Module, config: Any) -> None:

@@ -49,7 +49,8 @@ class Seq2SeqLMHead(EmbeddingTables, TokenPredictionHead, GenerationMixin):
 
         Args:
             labels (B, T): the target's token ids, −100 where there is none; `logits[:, t]` predicts `labels[:, t]`.
-                Without decoder inputs they are made from the labels, shifted right by one (teacher forcing).
+                Without decoder inputs they are made from the labels, shifted right by one (teacher forcing); without
+                a decoder mask, decoder inputs that are the shifted labels are masked as the labels are.
             input_features (B, S, F), decoder_position_ids (B, T): read by backbones that have such. Named here because
                 Trainer and `generate()` give them only to models that name them.
             num_items_in_batch: targets in the global batch, by which the summed loss is divided (Trainer passes it);
@@ -65,10 +66,10 @@ class Seq2SeqLMHead(EmbeddingTables, TokenPredictionHead, GenerationMixin):
         """
         if labels is not None:
             check_targets(labels, self.config.vocab_size)
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-                if decoder_attention_mask is None:
-                    decoder_attention_mask = (labels != -100).long()
+        if labels is not None and decoder_inputs_embeds is None:
+            decoder_input_ids, mask = self.read_labels(labels, decoder_input_ids)
+            if decoder_attention_mask is None and past_key_values is None:
+                decoder_attention_mask = mask
         check_decoder_inputs(decoder_input_ids, decoder_inputs_embeds, "labels, ")
         outputs = self.model(
             input_ids,
@@ -85,18 +86,8 @@ class Seq2SeqLMHead(EmbeddingTables, TokenPredictionHead, GenerationMixin):
             **kwargs,
         )
         logits = self.predict(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            if labels.shape != logits.shape[:2]:
-                raise ValueError(
-                    f"labels of shape {tuple(labels.shape)} do not fit decoder inputs of {tuple(logits.shape[:2])}: "
-                    "give every input the token that comes next, or −100"
-                )
-            kwargs["num_items_in_batch"] = count_targets(labels, kwargs.get("num_items_in_batch"))
-            kwargs |= {"labels": labels, "shift_labels": labels}  # already shifted: position t predicts label t
-            loss = self.loss_function(logits=logits, vocab_size=self.config.vocab_size, **kwargs)
         return Seq2SeqLMOutput(
-            loss=loss,
+            loss=None if labels is None else self.compute_loss(logits, labels, **kwargs),
             logits=logits,
             past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
@@ -106,6 +97,32 @@ class Seq2SeqLMHead(EmbeddingTables, TokenPredictionHead, GenerationMixin):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def read_labels(
+        self, labels: torch.LongTensor, decoder_input_ids: torch.LongTensor | None
+    ) -> tuple[torch.LongTensor, torch.Tensor | None]:
+        """The decoder's inputs (B, T), made from the labels (B, T) if there are none, and their mask if they are that.
+
+        `DataCollatorForSeq2Seq` gives inputs that are made from the labels, and no mask.
+        """
+        shifted, targets = self.prepare_decoder_input_ids_from_labels(labels), labels != -100
+        if decoder_input_ids is None:
+            return shifted, targets.long()
+        if decoder_input_ids.shape != labels.shape:
+            return decoder_input_ids, None
+        same = (decoder_input_ids == shifted).all()  # not looked at here, which would wait for the device
+        return decoder_input_ids, (targets | ~same).long()
+
+    def compute_loss(self, logits: torch.Tensor, labels: torch.LongTensor, **kwargs: Any) -> torch.Tensor:
+        """The loss of logits (B, T, V) and labels (B, T), which are shifted already: position t predicts label t."""
+        if labels.shape != logits.shape[:2]:
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} do not fit decoder inputs of {tuple(logits.shape[:2])}: "
+                "give every input the token that comes next, or −100"
+            )
+        kwargs["num_items_in_batch"] = count_targets(labels, kwargs.get("num_items_in_batch"))
+        kwargs |= {"labels": labels, "shift_labels": labels}
+        return self.loss_function(logits=logits, vocab_size=self.config.vocab_size, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

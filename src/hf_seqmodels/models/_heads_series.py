@@ -36,8 +36,9 @@ class TimeSeriesHead(SequencePreTrainedModel):
     """
 
     auto_model = "AutoModelForTimeSeriesPrediction"
-    # Trainer counts targets by `labels`, which series have not, so it is told to average its accumulation steps. A
-    # trainer that counts (`count_target_steps`) passes num_items_in_batch and averages nothing.
+    main_input_name = "past_values"
+    # Trainer counts targets by `labels`, which series have not, so it is told to average its accumulation steps: the
+    # mean over their target steps only where each has as many. `SeqTrainer` asks `count_targets`.
     accepts_loss_kwargs = False
     backbone_class: ClassVar[type[nn.Module]]
 
@@ -48,7 +49,6 @@ class TimeSeriesHead(SequencePreTrainedModel):
         if getattr(config, "bidirectional", False):
             raise ValueError(f"{name}: bidirectional=True sees the step it should predict; use bidirectional=False")
         super().__init__(config)
-        self.main_input_name = "past_values"
         self.model = self.backbone_class(config)
         self.distribution_output = build_distribution_output(config)
         self.parameter_projection = self.distribution_output.get_parameter_projection(config.output_size)
@@ -109,19 +109,9 @@ class TimeSeriesHead(SequencePreTrainedModel):
         params, outputs = self._predict(
             inputs, series.mask, past_key_values=past_key_values, use_cache=use_cache, **kwargs
         )
-        loss = None
-        if return_loss:
-            values = torch.where(series.observed, series.values, loc)
-            nll = self.distribution_output.nll(params, values, series.observed, loc, scale)
-            counted = self._target_steps(series)
-            count = counted.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).to(nll.device)
-            count = count.clamp(min=1)
-            loss = torch.where(counted, nll, 0.0).sum() / count
-            penalty = getattr(outputs, "activation_penalty", None)  # only in training, and with its options
-            if penalty is not None:
-                loss = loss + torch.where(counted, penalty, 0.0).sum() / count
+        penalty = getattr(outputs, "activation_penalty", None)  # only in training, and with its options
         return TimeSeriesPredictionOutput(
-            loss=loss,
+            loss=self._loss(series, params, loc, scale, penalty, num_items_in_batch) if return_loss else None,
             params=params,
             loc=loc,
             scale=scale,
@@ -137,9 +127,9 @@ class TimeSeriesHead(SequencePreTrainedModel):
         """
         return self.distribution_output.distribution(params, loc, scale)
 
-    def count_target_steps(
+    def count_targets(
         self,
-        past_values: torch.Tensor,
+        past_values: torch.Tensor | None = None,
         past_time_features: torch.Tensor | None = None,
         past_observed_mask: torch.Tensor | None = None,
         future_values: torch.Tensor | None = None,
@@ -150,8 +140,8 @@ class TimeSeriesHead(SequencePreTrainedModel):
     ) -> torch.Tensor:
         """Steps that the loss of this batch is a mean over; takes the arguments of `forward`.
 
-        Summed over the batches of an accumulation it is their `num_items_in_batch`, with which k batches of b rows
-        give the gradient of one batch of k·b.
+        Summed over the batches of an accumulation, as `SeqTrainer` does, it is their `num_items_in_batch`, with which
+        k batches of b rows give the gradient of one batch of k·b.
         """
         past = (past_values, past_observed_mask, past_time_features)
         future = (future_values, future_observed_mask, future_time_features)
@@ -263,6 +253,25 @@ class TimeSeriesHead(SequencePreTrainedModel):
         """The parameters of each step's distribution in scaled units, and the backbone's outputs."""
         outputs = self.model(input_features=inputs.to(self.dtype), attention_mask=mask, **kwargs)
         return self.parameter_projection(outputs.last_hidden_state), outputs
+
+    def _loss(
+        self,
+        series: Series,
+        params: Params,
+        loc: torch.Tensor,
+        scale: torch.Tensor,
+        penalty: torch.Tensor | None,
+        num_items_in_batch: int | torch.Tensor | None,
+    ) -> torch.Tensor:
+        """−log p and the `penalty` (B, T) of the activations, summed over the target steps and divided by their
+        number."""
+        values = torch.where(series.observed, series.values, loc)
+        each = self.distribution_output.nll(params, values, series.observed, loc, scale)
+        if penalty is not None:
+            each = each + penalty
+        counted = self._target_steps(series)
+        count = counted.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).to(each.device)
+        return torch.where(counted, each, 0.0).sum() / count.clamp(min=1)
 
     def _target_steps(self, series: Series) -> torch.Tensor:
         """(B, T) bool: the steps that the loss is a mean over."""

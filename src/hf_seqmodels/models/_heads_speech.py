@@ -9,8 +9,9 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from ._base import SequencePreTrainedModel
-from ._heads_classification import require_features
-from ._inputs import valid_tokens
+from ._heads import check_labels, target_shape
+from ._heads_classification import require_features, without_cache
+from ._inputs import may_look_at, valid_tokens
 
 
 class CTCHead(SequencePreTrainedModel):
@@ -18,6 +19,9 @@ class CTCHead(SequencePreTrainedModel):
 
     p(l|x) = Σ_π Π_t y_{π_t}^t over all paths π that collapse to the labels l. The blank is `pad_token_id`, as in
     transformers' tokenizers and pipelines for CTC.
+
+    Loss: a mean over rows (or a sum, `ctc_loss_reduction`). A trainer averages its accumulation steps, which is the
+    mean over all rows where the steps have as many rows each.
     """
 
     auto_model = "AutoModelForCTC"
@@ -33,6 +37,7 @@ class CTCHead(SequencePreTrainedModel):
                 f"{type(self).__name__}: pad_token_id=None leaves no blank: set it to the tokenizer's pad_token_id"
             )
         self.model = self.backbone_class(config)
+        self.without_cache = without_cache(self.backbone_class)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.lm_head = nn.Linear(config.output_size, config.vocab_size)
         self.post_init()
@@ -52,8 +57,11 @@ class CTCHead(SequencePreTrainedModel):
             labels (B, L): token ids of the text, −100 after its end.
 
         Raises:
-            ValueError: a label is not a token id, or is the blank.
+            ValueError: labels of another batch, a label that is not a token id, or the blank.
         """
+        if labels is not None:
+            self._check_labels(labels, target_shape(input_features))
+        kwargs |= self.without_cache
         outputs = self.model(input_features=input_features, attention_mask=attention_mask, **kwargs)
         logits = self.lm_head(self.dropout(outputs.last_hidden_state))
         valid = valid_tokens(attention_mask, logits.shape[1])
@@ -67,7 +75,6 @@ class CTCHead(SequencePreTrainedModel):
     def ctc_loss(self, logits: torch.Tensor, valid: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
         """−log p(l|x) of each row over its valid frames, reduced as `ctc_loss_reduction` says."""
         config, is_label = self.config, labels != -100
-        self._check_labels(labels[is_label])
         log_probs = F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         lengths = torch.full((len(logits),), logits.shape[1], device=logits.device)
         if valid is not None:  # torch takes the first frames of each row: move the valid ones there
@@ -84,16 +91,15 @@ class CTCHead(SequencePreTrainedModel):
             zero_infinity=config.ctc_zero_infinity,
         )
 
-    def _check_labels(self, labels: torch.Tensor) -> None:
-        """Name the label that is no symbol; on the CPU only, elsewhere the look would wait for the device."""
-        if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return
-        vocab_size, blank = self.config.vocab_size, self.config.pad_token_id
-        wrong = labels[(labels < 0) | (labels >= vocab_size) | (labels == blank)]
-        if len(wrong):
+    def _check_labels(self, labels: torch.Tensor, batch: tuple[int, ...] | None) -> None:
+        """Raise ValueError unless the labels are rows of symbols, as many as the `batch` (B, T) has."""
+        wanted = None if batch is None else (batch[0], *labels.shape[-1:])
+        check_labels(labels, wanted, self.config.vocab_size, of_vocabulary=True)
+        blank = self.config.pad_token_id
+        if may_look_at(labels) and (labels == blank).any():
             raise ValueError(
-                f"label {int(wrong[0])} is not a symbol of CTC: labels are token ids from 0 to {vocab_size - 1} "
-                f"without the blank, {blank}; mark positions after the text with -100"
+                f"label {blank} is not a symbol of CTC but its blank, pad_token_id: leave it out, and mark positions "
+                "after the text with −100"
             )
 
 

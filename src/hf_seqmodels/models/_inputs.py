@@ -13,6 +13,12 @@ from torch import nn
 OPTIONS = ("num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict")
 
 
+def may_look_at(tensor: torch.Tensor) -> bool:
+    """Whether a check may read the values: on the CPU (elsewhere it would wait for the device), and not while a
+    program is made of the call."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
 def refuse_misspelt(model: Any, arguments: dict[str, Any]) -> None:
     """Raise ValueError for an argument that is nearly one of the model's: `**kwargs` would swallow it.
 
@@ -132,8 +138,8 @@ def _one_input(
 
 
 def _check_token_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
-    """Name the token id that is out of range; on the CPU only, elsewhere the look would wait for the device."""
-    if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    """Name the token id that is out of range."""
+    if not may_look_at(input_ids):
         return
     low, high = (int(value) for value in torch.aminmax(input_ids))
     if low < 0 or high >= vocab_size:

@@ -78,15 +78,21 @@ class LSHAttention(MultiHeadAttention):
         self.qk_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=config.use_bias)
         self.num_hashes, self.num_buckets = config.num_hashes, config.num_buckets
         self.chunk_length = config.lsh_chunk_length
-        shape = (heads, self.head_dim, self.num_hashes, self.num_buckets // 2)
-        self.register_buffer("rotations", torch.empty(shape) if self.num_buckets > 1 else None)
+        rotations = None
+        if self.num_buckets > 1:
+            rotations = torch.empty(heads, self.head_dim, self.num_hashes, self.num_buckets // 2)
+            rotations.copy_(self.draw_rotations(config, rotations.shape))
+        self.register_buffer("rotations", rotations)
+
+    def draw_rotations(self, config: Any, shape: torch.Size) -> torch.Tensor:
+        """The rotations of this layer; the same on every device and in every precision."""
+        generator = torch.Generator().manual_seed(config.hash_seed + self.layer_idx)
+        return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
 
     def init_weights(self, config: Any) -> None:
-        """Draw the rotations; the same on every device and in every precision."""
+        """Fill the rotations, which a model that was built without storage does not have yet."""
         if self.rotations is not None:
-            generator = torch.Generator().manual_seed(config.hash_seed + self.layer_idx)
-            drawn = torch.randn(self.rotations.shape, generator=generator, device="cpu", dtype=torch.float32)
-            init.copy_(self.rotations, drawn)
+            init.copy_(self.rotations, self.draw_rotations(config, self.rotations.shape))
 
     def forward(
         self,

@@ -77,10 +77,8 @@ class RecurrentLayer(GradientCheckpointingLayer):
         self.layer_idx = layer_idx
         self.hidden_size = config.hidden_size
         self.input_size = config.embedding_size if layer_idx == 0 else config.output_size
-        # Encoder–decoders have layers of this class and not these options.
-        self.layer_norm = getattr(config, "layer_norm", False)
-        self.weight_drop = getattr(config, "weight_drop", 0.0)
-        self.weight_noise = getattr(config, "weight_noise", 0.0)
+        self.layer_norm, self.weight_drop = config.layer_norm, config.weight_drop
+        self.weight_noise = config.weight_noise
         self.directions = ("", "_reverse") if config.bidirectional else ("",)
         shapes = self.parameter_shapes(config)
         self.parameter_names = tuple(shapes)
@@ -335,6 +333,14 @@ def _fill_per_gate(weight: torch.Tensor, num_gates: int, fill: Any) -> None:
         for gate in value.chunk(num_gates):
             fill(gate)
         init.copy_(weight, value.to(weight.dtype))
+
+
+def init_embedding(table: nn.Embedding) -> None:
+    """Fill an embedding from N(0, 1), as torch.nn.Embedding does, with zeros for the padding token."""
+    init.normal_(table.weight)
+    # A slice does not know that its tensor was loaded, so the look is ours.
+    if table.padding_idx is not None and not getattr(table.weight, "_is_hf_initialized", False):
+        init.zeros_(table.weight[table.padding_idx])
 
 
 def chrono_bias(config: Any) -> torch.Tensor:

@@ -5,15 +5,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ._base import SequencePreTrainedModel
-from ._encoder import build_encoder, copy_encoder, load_encoder
+from ._cache import check_holds_states
+from ._encoder import build_encoder, check_encoder_inputs, copy_encoder, load_encoder
 from ._inputs import blank_padding, embed_inputs
-from ._recurrence import find_valid_steps
+from ._recurrence import find_valid_steps, init_embedding
 from ._regularisation import LockedDropout, RegularisedOutput, activation_penalty, drop_words
 
 
@@ -101,16 +101,12 @@ class RecurrentModel(RecurrentPreTrainedModel):
         """
         super()._init_weights(module)
         if isinstance(module, nn.Embedding) and not self.config.tie_word_embeddings:
-            init.normal_(module.weight)
-            # A slice does not know that its tensor was loaded, so the look is ours.
-            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
-                init.zeros_(module.weight[module.padding_idx])
+            init_embedding(module)
 
     def choose_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
         cache = super().choose_cache(past_key_values, use_cache)
-        if cache is not None and sum(hasattr(layer, "read_states") for layer in cache.layers) < len(self.layers):
-            kind = type(cache).__name__
-            raise ValueError(f"this {kind} cannot hold recurrent state: build it with {kind}(config=model.config)")
+        if cache is not None:
+            check_holds_states(cache, len(self.layers))
         return cache
 
     def embed_words(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -142,6 +138,7 @@ class RecurrentModel(RecurrentPreTrainedModel):
             pad = getattr(self.encoder.config, "pad_token_id", None)
             if valid is not None and pad is not None:  # by which RoBERTa counts its positions, not by the mask
                 options["input_ids"] = torch.where(valid, input_ids, pad)
+        check_encoder_inputs(self.encoder, options)
         options["attention_mask"] = None if valid is None else valid.long()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_encoder):
             encoded = self.encoder(**options, return_dict=True).last_hidden_state
@@ -188,8 +185,22 @@ class RecurrentModel(RecurrentPreTrainedModel):
             named = ("token_type_ids", "position_ids")
             options = {name: kwargs[name] for name in named if kwargs.get(name) is not None}
             hidden_states, valid = self.encode(input_ids, inputs_embeds, attention_mask, input_features, **options)
+        hidden_states = self.run_layers(self.input_dropout(hidden_states), valid, past_key_values)
+        dropped = self.output_dropout(hidden_states)
+        penalty, (alpha, beta) = None, (self.config.activation_reg, self.config.temporal_activation_reg)
+        if self.training and (alpha or beta):
+            penalty = activation_penalty(hidden_states, dropped, valid, alpha, beta)
+        return RegularisedOutput(
+            last_hidden_state=dropped,
+            past_key_values=past_key_values if use_cache else None,
+            activation_penalty=penalty,
+        )
+
+    def run_layers(
+        self, hidden_states: torch.Tensor, valid: torch.Tensor | None, past_key_values: Cache | None
+    ) -> torch.Tensor:
+        """What the first layer reads (B, T, E), valid (B, T) → the last layer's output (B, T, output_size)."""
         steps = find_valid_steps(valid)
-        hidden_states = self.input_dropout(hidden_states)
         if self.training and self.gradient_checkpointing and not hidden_states.requires_grad:
             # Re-entrant checkpoints give gradients only to what follows an input that has one; features have none.
             hidden_states = hidden_states.detach().requires_grad_()
@@ -201,12 +212,4 @@ class RecurrentModel(RecurrentPreTrainedModel):
             # Tensors with gradients go by position, as gradient checkpointing wants.
             hidden_states = layer(hidden_states, skip, steps=steps, past_key_values=past_key_values)
             hidden_states = hidden_states[0] if isinstance(hidden_states, tuple) else hidden_states
-        dropped = self.output_dropout(hidden_states)
-        penalty, (alpha, beta) = None, (self.config.activation_reg, self.config.temporal_activation_reg)
-        if self.training and (alpha or beta):
-            penalty = activation_penalty(hidden_states, dropped, valid, alpha, beta)
-        return RegularisedOutput(
-            last_hidden_state=dropped,
-            past_key_values=past_key_values if use_cache else None,
-            activation_penalty=penalty,
-        )
+        return hidden_states

@@ -66,13 +66,28 @@ class EmbeddingTables(SequencePreTrainedModel):
         return resized
 
 
+def join_outputs(encoded: BaseModelOutput | None, decoded: Any, cache: Cache | None) -> Seq2SeqModelOutput:
+    """The outputs of both halves as one; `encoded` is None where a cache knew the source."""
+    source: Any = BaseModelOutput() if encoded is None else encoded
+    return Seq2SeqModelOutput(
+        last_hidden_state=decoded.last_hidden_state,
+        past_key_values=cache,
+        decoder_hidden_states=decoded.hidden_states,
+        decoder_attentions=decoded.attentions,
+        cross_attentions=decoded.cross_attentions,
+        encoder_last_hidden_state=source.last_hidden_state,
+        encoder_hidden_states=source.hidden_states,
+        encoder_attentions=source.attentions,
+    )
+
+
 class EncoderDecoderModel(EmbeddingTables):
     """Backbone of the encoder–decoders. A subclass names its two halves:
 
     - `encoder_class(config)`: `encoder(input_ids, attention_mask, inputs_embeds)` → BaseModelOutput; it owns
-      `embed_tokens`.
-    - `decoder_class(config)`: `decoder(embeddings (B, T, E), valid (B, T) or None, encoder_outputs, source_mask,
-      past_key_values, …)` → an output with `last_hidden_state`; it owns `embed_tokens`, or None if it is shared.
+      `embed_tokens`, None if it reads features.
+    - `decoder_class(config)`: what `run_decoder` calls, which gives it the embedded target unless a subclass says
+      otherwise → an output with `last_hidden_state`; it owns `embed_tokens`, or None if it is shared.
     """
 
     encoder_class: ClassVar[type[nn.Module]]
@@ -155,17 +170,7 @@ class EncoderDecoderModel(EmbeddingTables):
             past_key_values=cache,
             **kwargs,
         )
-        source: Any = encoder_outputs if encoder_outputs is not None else BaseModelOutput()
-        return Seq2SeqModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=cache if use_cache else None,
-            decoder_hidden_states=outputs.hidden_states,
-            decoder_attentions=outputs.attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=source.last_hidden_state,
-            encoder_hidden_states=source.hidden_states,
-            encoder_attentions=source.attentions,
-        )
+        return join_outputs(encoder_outputs, outputs, cache if use_cache else None)
 
     def run_decoder(
         self,
@@ -175,7 +180,9 @@ class EncoderDecoderModel(EmbeddingTables):
         past_key_values: Any,
         **kwargs: Any,
     ) -> Any:
-        """Embed the target and call the decoder."""
+        """Embed the target and call `decoder(embeddings (B, T, E), valid (B, T) or None, encoder_outputs=…,
+        source_mask=…, past_key_values=…, …)`.
+        """
         table, past_length = self.get_decoder_embeddings(), 0
         if past_key_values is not None:
             past_length = past_key_values.get_seq_length()

@@ -13,12 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from ._attention import AttentionScore, attend
+from ._cells import CELLS
 from ._recurrence import States, ValidSteps
-from .modeling_gru import GRULayer
-from .modeling_lstm import LSTMLayer
-from .modeling_rnn import RNNLayer
-
-CELLS = {"rnn": RNNLayer, "lstm": LSTMLayer, "gru": GRULayer}
 
 
 @dataclass
@@ -50,11 +46,24 @@ class StatefulLayer(GradientCheckpointingLayer):
         self.rnn = CELLS[config.cell](SimpleNamespace(**(vars(config) | sizes)), layer_idx)
 
     def forward(
-        self, hidden_states: torch.Tensor, steps: ValidSteps | None = None, *states: torch.Tensor
+        self,
+        hidden_states: torch.Tensor,
+        steps: ValidSteps | None = None,
+        drawn: tuple[str, ...] | None = None,
+        *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """(B, T, I) and states (directions, B, D), none of them for zeros → (B, T, directions·D) and the states."""
-        started = tuple(state.to(hidden_states.dtype) for state in states or self.rnn.initial_states(hidden_states))
-        output, final = self.rnn.run(hidden_states, started, steps)
+        """(B, T, I) → (B, T, directions·D) and the states afterwards.
+
+        Args:
+            drawn: names of the parameters that something was drawn for in this forward pass (`draw_weights`); None:
+                it is drawn here.
+            tensors: the states (directions, B, D), none of them for zeros; and what was drawn. By position, as
+                gradient checkpointing wants.
+        """
+        states = tensors[: len(self.rnn.state_names)] or self.rnn.initial_states(hidden_states)
+        started = tuple(state.to(hidden_states.dtype) for state in states)
+        weights = None if drawn is None else dict(zip(drawn, tensors[len(started) :], strict=True))
+        output, final = self.rnn.run(hidden_states, started, steps, weights)
         return output, *final
 
 

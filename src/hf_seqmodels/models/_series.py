@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ._distributions import IndependentOutput
+from ._inputs import may_look_at
 
 
 class Series(NamedTuple):
@@ -60,6 +61,11 @@ def read_series(
     windows = [_read_window("past", config, past, dtype)]
     if future[0] is not None:
         windows.append(_read_window("future", config, future, dtype))
+    elif any(part is not None for part in future):
+        raise ValueError(
+            "future_observed_mask or future_time_features was given without future_values: pass them too, or leave it "
+            "out"
+        )
     (batch, num_past), rows = windows[0][0].shape[:2], windows[-1][0].shape[0]
     if rows != batch:
         raise ValueError(f"past_values has {batch} rows and future_values {rows}: pass both for the same series")
@@ -133,9 +139,9 @@ def _read_mask(
 
 
 def _check_values(config: Any, rules: IndependentOutput, series: Series) -> None:
-    """Name the first value that breaks a rule; on the CPU only, elsewhere the look would wait for the device."""
+    """Name the first value that breaks a rule."""
     values = series.values
-    if values.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not may_look_at(values):
         return
     wrong = series.observed & ~rules.allowed(values)
     if wrong.any():

@@ -103,7 +103,8 @@ class SlidingWindowAttention(MultiHeadAttention):
             index = (~layout.is_global).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
             valid, numbers = layout.is_global.gather(1, index), index
         else:
-            count = self.num_global
+            # A decoder's memory has a place for each of them from the start; an encoder has no more than its tokens.
+            count = self.num_global if self.is_causal else min(self.num_global, key.shape[2])
             before = memory["count"] if memory else layout.valid.new_zeros(len(key), dtype=torch.long)
             numbers = torch.arange(count, device=key.device).expand(len(key), -1)
             valid = numbers < (before + layout.valid.sum(1))[:, None]

@@ -22,7 +22,7 @@ from ._base import SequencePreTrainedModel
 from ._inputs import embed_inputs, valid_tokens
 from ._lsh_attention import LSHAttention
 from ._sliding_window import SlidingWindowAttention
-from ._token_layout import lay_out_tokens
+from ._token_layout import check_numbering, lay_out_tokens, number_keys, number_tokens
 
 
 def build_norm(config: Any) -> nn.Module:
@@ -39,6 +39,15 @@ def build_self_attention(config: Any, layer_idx: int, is_causal: bool) -> nn.Mod
     if pattern == "lsh":
         return LSHAttention(config, layer_idx, is_causal)
     return MultiHeadAttention(config, layer_idx, is_causal)
+
+
+def check_shape(name: str, given: torch.Tensor, embeddings: torch.Tensor) -> None:
+    """Raise ValueError unless an argument has a value for each token of `embeddings` (B, T, D)."""
+    wanted = tuple(embeddings.shape[:2])
+    if tuple(given.shape) != wanted:
+        raise ValueError(
+            f"{name} of shape {tuple(given.shape)} does not fit this input: pass {wanted}, (batch, positions)"
+        )
 
 
 def activate(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -164,6 +173,8 @@ class TransformerPreTrainedBase(SequencePreTrainedModel):
     _can_compile_fullgraph = True
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        # Before transformers looks at it: flash attention, unlike flex, leaves the numbers of relative positions out.
+        self._supports_flash_attn = getattr(config, "positions", None) != "relative"
         super().__init__(config, *args, **kwargs)
         # No assisted decoding with the memory of an attention pattern, which cannot take back rejected tokens.
         self._is_stateful = getattr(config, "attention_pattern", "full") != "full"
@@ -224,15 +235,15 @@ class TransformerStack(TransformerPreTrainedBase):
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None = None,
         global_attention_mask: torch.Tensor | None = None,
-        token_types: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         embed_tokens: nn.Module | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """From inputs to the last hidden states (B, T, D); `kwargs` go to every layer.
 
-        `token_types` (B or 1, T or 1, D) is added to the embeddings; `embed_tokens` is read in place of the own table;
-        `encoder_hidden_states` (B, S, D) is what cross-attention attends to.
+        `token_type_ids` (B, T) are read by encoders that have types of tokens; `embed_tokens` is read in place of the
+        own table; `encoder_hidden_states` (B, S, D) is what cross-attention attends to.
 
         `global_attention_mask` (B, T), of encoders with a sliding window: 1 for the global tokens, which see, and are
         seen by, all others; None: the first `num_global_tokens`.
@@ -253,13 +264,15 @@ class TransformerStack(TransformerPreTrainedBase):
         )
         if flat_mask is not None and isinstance(past_length, int):
             self._check_mask(flat_mask, past_length + embeddings.shape[1])
+        # With a static cache generate() gives a 4-D mask, in which the padding is hidden.
+        known_mask = flat_mask if own_past is None else attention_mask
         if position_ids is None:
-            # With a static cache generate() gives a 4-D mask, in which the padding is hidden.
-            position_ids = number_tokens(flat_mask if own_past is None else attention_mask, past_length, embeddings)
+            position_ids = number_tokens(known_mask, past_length, embeddings)
+        elif self.relative_bias is not None:
+            check_numbering(position_ids, known_mask, past_length, embeddings)
         mask = self.build_mask(embeddings, attention_mask, own_past, position_ids, global_attention_mask)
-        bias = self.build_bias(attention_mask, own_past, position_ids)  # before the layers add to the cache
-        if token_types is not None:
-            embeddings = embeddings + token_types
+        bias = self.build_bias(attention_mask, own_past, past_length, position_ids)  # before the cache grows
+        embeddings = self.add_types(embeddings, token_type_ids)
         furthest = (known_length or 0) + embeddings.shape[1]
         hidden_states, rotations = self.add_positions(embeddings, position_ids, furthest)
         for layer in self.layers:
@@ -273,6 +286,10 @@ class TransformerStack(TransformerPreTrainedBase):
                 **kwargs,
             )
         return self.norm(hidden_states)
+
+    def add_types(self, embeddings: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings (B, T, D) that know the kinds of their tokens; here there are none."""
+        return embeddings
 
     def build_mask(
         self,
@@ -291,9 +308,11 @@ class TransformerStack(TransformerPreTrainedBase):
             )
         if pattern != "full":
             valid = valid_tokens(attention_mask, embeddings.shape[1])
-            chosen = None if global_attention_mask is None else global_attention_mask.bool()
-            if chosen is not None and valid is not None:
-                chosen &= valid
+            chosen = None
+            if global_attention_mask is not None:
+                check_shape("global_attention_mask", global_attention_mask, embeddings)
+                chosen = global_attention_mask.bool()
+                chosen = chosen if valid is None else chosen & valid
             return lay_out_tokens(valid, embeddings, chosen)
         inputs: dict[str, Any] = {"config": self.config, "inputs_embeds": embeddings, "attention_mask": attention_mask}
         if self.is_causal:
@@ -301,15 +320,25 @@ class TransformerStack(TransformerPreTrainedBase):
         return create_bidirectional_mask(**inputs)
 
     def build_bias(
-        self, attention_mask: torch.Tensor | None, past: Cache | None, position_ids: torch.Tensor
+        self,
+        attention_mask: torch.Tensor | None,
+        past: Cache | None,
+        past_length: int | torch.Tensor,
+        position_ids: torch.Tensor,
     ) -> torch.Tensor | None:
-        """(B, H, T, S) of relative positions, the same for all layers; None without them."""
+        """(B, H, T, S) of relative positions, the same for all layers; None without them.
+
+        A cache does not tell where its tokens stood: their numbers among their row's tokens are taken.
+        """
         if self.relative_bias is None:
             return None
         if past is None:
             return self.relative_bias(position_ids, position_ids)
         length, offset = past.get_mask_sizes(position_ids.shape[1], 0)
         keys = number_keys(attention_mask, offset + length, position_ids.device)
+        rows = max(len(keys), len(position_ids))  # either may be one row for all
+        slots = torch.arange(position_ids.shape[1], device=position_ids.device) + past_length
+        keys = keys.expand(rows, -1).index_copy(1, slots, position_ids.long().expand(rows, -1))
         return self.relative_bias(position_ids, keys[:, offset:])
 
     def add_positions(
@@ -352,35 +381,3 @@ class TransformerStack(TransformerPreTrainedBase):
                 f"a sequence of {longest} tokens is beyond the {rows} learned positions of this model: shorten it, or "
                 "train with a larger max_position_embeddings, or with positions='rotary'"
             )
-
-
-def number_tokens(
-    attention_mask: torch.Tensor | None, past_length: int | torch.Tensor, embeddings: torch.Tensor
-) -> torch.Tensor:
-    """(B, T) position of each new token among its row's tokens (0 under padding); the mask as in [`number_keys`]."""
-    length, device = embeddings.shape[1], embeddings.device
-    if attention_mask is not None and attention_mask.ndim == 2:
-        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-    slots = torch.arange(length, device=device) + past_length
-    return (
-        slots[None]
-        if attention_mask is None
-        else number_keys(attention_mask, attention_mask.shape[-1], device)[:, slots]
-    )
-
-
-def number_keys(attention_mask: torch.Tensor | None, length: int, device: torch.device) -> torch.Tensor:
-    """(B, S) position of each of the `length` slots of a cache among its row's tokens.
-
-    Args:
-        attention_mask: (B, ≤ length), or transformers' (B, 1, T, length), whose last query sees all tokens; None: no
-            padding.
-    """
-    if attention_mask is None:
-        return torch.arange(length, device=device)[None]
-    if attention_mask.ndim == 4:
-        seen = attention_mask[:, 0, -1]
-        attention_mask = seen if seen.dtype == torch.bool else seen == 0  # added to the scores
-    return (nn.functional.pad(attention_mask.long(), (0, length - attention_mask.shape[1])).cumsum(-1) - 1).clamp(
-        min=0
-    )

@@ -1,11 +1,12 @@
 """Configuration of the attention-RNN."""
 
+from ._configuration_cell import AnyCellOptions
 from ._configuration_recurrent import RecurrentConfig
 from ._versions import strict
 
 
 @strict
-class AttentionRNNConfig(RecurrentConfig):
+class AttentionRNNConfig(AnyCellOptions, RecurrentConfig):
     """Configuration of an [`AttentionRNNModel`]: a recurrent network that attends over its own past hidden states.
 
     Options shared by all architectures are described in `_configuration*.py`.
@@ -29,23 +30,13 @@ class AttentionRNNConfig(RecurrentConfig):
 
     model_type = "seq_attention_rnn"
 
-    cell: str = "lstm"
     score: str = "general"
     window: int | None = None
-    nonlinearity: str = "tanh"
-    peephole: bool = False
-    reset_after: bool = True
-    forget_bias: float | int = 1.0
-    update_bias: float | int = 1.0
 
     def check_ranges(self) -> None:
         super().check_ranges()
-        self.require("cell", "'rnn', 'lstm' or 'gru'", self.cell in ("rnn", "lstm", "gru"))
         self.require("score", "'additive', 'dot' or 'general'", self.score in ("additive", "dot", "general"))
         self.require("window", "None or at least 1", self.window is None or self.window >= 1)
-        self.require("nonlinearity", "'tanh' or 'relu'", self.nonlinearity in ("tanh", "relu"))
-        self.require("bias_init", "'constant' for the cell 'rnn'", self.cell != "rnn" or self.bias_init == "constant")
-        self.require_finite("forget_bias", "update_bias")
 
 
 __all__ = ["AttentionRNNConfig"]

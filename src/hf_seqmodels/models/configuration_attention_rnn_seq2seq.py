@@ -1,18 +1,19 @@
 """Configuration of the recurrent encoder–decoder with attention."""
 
 import copy
-import math
 
-from ._configuration import MOST_LAYERS, MOST_WIDTH, SequenceConfig
+from ._configuration import MOST_LAYERS
+from ._configuration_cell import AnyCellOptions
 from ._versions import strict
 
 
 @strict
-class AttentionRNNSeq2SeqConfig(SequenceConfig):
+class AttentionRNNSeq2SeqConfig(AnyCellOptions):
     """Configuration of an [`AttentionRNNSeq2SeqModel`]: a recurrent encoder, a bridge, and a recurrent decoder that
     attends over the encoder's hidden states.
 
-    Options shared by all architectures are described in `_configuration.py`.
+    Options shared by all architectures are described in `_configuration.py`, those of all recurrent layers
+    (`weight_init`, `weight_drop`, `layer_norm`, …), which act on both sides, in `_configuration_cell.py`.
 
     Args:
         score (`str`, defaults to `"additive"`): how the decoder attends: `"additive"` (Bahdanau 2014), `"dot"` or
@@ -31,11 +32,8 @@ class AttentionRNNSeq2SeqConfig(SequenceConfig):
         tie_word_embeddings: the output layer shares the matrix that the target is embedded with.
         lm_head_bias (`bool`, defaults to False): the output layer adds a bias.
         decoder_start_token_id (`int`, defaults to 0): the token that the decoder reads first.
-        is_encoder_decoder (`bool`): True, as transformers wants to know.
         is_encoder_decoder (`bool`, defaults to True): what transformers knows an encoder–decoder by; nothing else is
             allowed.
-        dropout: between layers, on every layer's output but the last, on both sides (as in torch.nn.LSTM).
-        weight_init, bias_init, chrono_max_time, initializer_range: initial values, as in [`LSTMConfig`].
         nonlinearity, peephole, reset_after, forget_bias, update_bias: options of the cells, as in [`RNNConfig`],
             [`LSTMConfig`] and [`GRUConfig`].
 
@@ -53,23 +51,11 @@ class AttentionRNNSeq2SeqConfig(SequenceConfig):
 
     score: str = "additive"
     input_feeding: bool = False
-    cell: str = "lstm"
     num_decoder_layers: int | None = None
-    bidirectional: bool = False
-    embedding_size: int | None = None
     share_embeddings: bool = False
     lm_head_bias: bool = False
     is_encoder_decoder: bool = True
     decoder_start_token_id: int = 0
-    initializer_range: float | int = 0.1
-    weight_init: str = "orthogonal"
-    bias_init: str = "constant"
-    chrono_max_time: int = 100
-    nonlinearity: str = "tanh"
-    peephole: bool = False
-    reset_after: bool = True
-    forget_bias: float | int = 1.0
-    update_bias: float | int = 1.0
 
     def __post_init__(self, **kwargs):
         if self.embedding_size is None:
@@ -80,8 +66,8 @@ class AttentionRNNSeq2SeqConfig(SequenceConfig):
 
     def check_ranges(self) -> None:
         super().check_ranges()
-        for name, most in (("embedding_size", MOST_WIDTH), ("num_decoder_layers", MOST_LAYERS)):
-            self.require(name, f"between 1 and {most}", 1 <= (getattr(self, name) or 0) <= most)
+        rule = f"between 1 and {MOST_LAYERS}"
+        self.require("num_decoder_layers", rule, 1 <= (self.num_decoder_layers or 0) <= MOST_LAYERS)
         scores = ("additive", "dot", "general", "none")
         self.require("score", "'additive', 'dot', 'general' or 'none'", self.score in scores)
         rule = (
@@ -93,17 +79,6 @@ class AttentionRNNSeq2SeqConfig(SequenceConfig):
         self.require("is_encoder_decoder", "True", self.is_encoder_decoder)
         rule = f"a token id, 0 to vocab_size − 1 = {self.vocab_size - 1}"
         self.require("decoder_start_token_id", rule, 0 <= self.decoder_start_token_id < self.vocab_size)
-        self._check_cell()
-
-    def _check_cell(self) -> None:
-        self.require("cell", "'rnn', 'lstm' or 'gru'", self.cell in ("rnn", "lstm", "gru"))
-        self.require("nonlinearity", "'tanh' or 'relu'", self.nonlinearity in ("tanh", "relu"))
-        self.require("weight_init", "'orthogonal' or 'uniform'", self.weight_init in ("orthogonal", "uniform"))
-        self.require("bias_init", "'constant' or 'chrono'", self.bias_init in ("constant", "chrono"))
-        self.require("bias_init", "'constant' for the cell 'rnn'", self.cell != "rnn" or self.bias_init == "constant")
-        self.require("chrono_max_time", "at least 3 steps", self.chrono_max_time >= 3)
-        for name in ("forget_bias", "update_bias"):
-            self.require(name, "a finite number", math.isfinite(getattr(self, name)))
 
     @property
     def source_size(self) -> int:

@@ -51,14 +51,16 @@ class ConvLSTMConfig(SequenceConfig):
     def check_ranges(self) -> None:
         super().check_ranges()
         self.require("num_channels", f"between 1 and {MOST_WIDTH}", 1 <= self.num_channels <= MOST_WIDTH)
-        self.require("kernel_size", "odd and at least 1", self.kernel_size >= 1 and self.kernel_size % 2 == 1)
+        rule = f"odd and between 1 and {MOST_WIDTH}"
+        self.require("kernel_size", rule, 1 <= self.kernel_size <= MOST_WIDTH and self.kernel_size % 2 == 1)
         rule = f"None, one side or [height, width] in pixels, each between 1 and {MOST_WIDTH}"
         sides = (1, 1) if self.image_size is None else self.frame_size
         self.require("image_size", rule, len(sides) == 2 and all(1 <= side <= MOST_WIDTH for side in sides))
         rule = "given with peephole=True, which has one weight per pixel"
         self.require("image_size", rule, self.image_size is not None or not self.peephole)
         self.require("forget_bias", "a finite number", math.isfinite(self.forget_bias))
-        self.require("prediction_length", "at least 1", self.prediction_length >= 1)
+        rule = f"between 1 and {MOST_WIDTH}"
+        self.require("prediction_length", rule, 1 <= self.prediction_length <= MOST_WIDTH)
         self.require("loss", "'mse' or 'bce'", self.loss in ("mse", "bce"))
 
     @property

@@ -1,5 +1,6 @@
 """Configuration of the Transformer encoder."""
 
+from ._configuration import MOST_WIDTH
 from ._configuration_patterns import AttentionPatternOptions
 from ._configuration_stack import StackConfig
 from ._versions import strict
@@ -44,8 +45,9 @@ class TransformerEncoderConfig(AttentionPatternOptions, StackConfig):
     def check_ranges(self) -> None:
         super().check_ranges()
         types = self.type_vocab_size or 0
-        rule = "at least 0, and 0 with num_features"
-        self.require("type_vocab_size", rule, types >= 0 and (types == 0 or self.num_features is None))
+        rule = f"between 0 and {MOST_WIDTH}, and 0 with num_features"
+        fits = 0 <= types <= MOST_WIDTH and (types == 0 or self.num_features is None)
+        self.require("type_vocab_size", rule, fits)
         even = self.attention_pattern != "sliding_window" or self.attention_window % 2 == 0
         self.require("attention_window", "even in an encoder: half of it on each side", even)
         known = ("first", "mean", "attention")

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ._attention import AttentionPooling, AttentionScore, attend
+from ._cells import CELLS
 from ._heads import CausalLMHead, MaskedLMHead
 from ._heads_classification import (
     AudioClassificationHead,
@@ -23,11 +24,6 @@ from ._outputs import AttentionPoolingOutput
 from ._recurrence import ValidSteps
 from ._recurrent_model import RecurrentModel, RecurrentPreTrainedModel
 from .configuration_attention_rnn import AttentionRNNConfig
-from .modeling_gru import GRULayer
-from .modeling_lstm import LSTMLayer
-from .modeling_rnn import RNNLayer
-
-CELLS = {"rnn": RNNLayer, "lstm": LSTMLayer, "gru": GRULayer}
 
 
 class AttentionRNNLayer(GradientCheckpointingLayer):

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.utils.output_capturing import capture_outputs
 
 from ._base import SequencePreTrainedModel
+from ._cache import check_holds_states
 from ._heads_seq2seq import Seq2SeqLMHead
 from ._inputs import blank_padding, embed_inputs, valid_tokens
-from ._recurrence import States, ValidSteps, find_valid_steps
+from ._recurrence import Drawn, States, ValidSteps, find_valid_steps, init_embedding
 from ._seq2seq import EncoderDecoderModel
 from ._seq2seq_recurrent import Bridge, RecurrentEncoderOutput, Source, SourceAttention, StatefulLayer
 from .configuration_attention_rnn_seq2seq import AttentionRNNSeq2SeqConfig
@@ -33,10 +33,7 @@ class AttentionRNNSeq2SeqPreTrainedModel(SequencePreTrainedModel):
         """Embeddings from N(0, 1), as in torch.nn.Embedding, but for those that are also the output layer."""
         super()._init_weights(module)
         if isinstance(module, nn.Embedding) and not self.embeds_for_output():
-            init.normal_(module.weight)
-            # A slice does not know that its tensor was loaded, so the look is ours.
-            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
-                init.zeros_(module.weight[module.padding_idx])
+            init_embedding(module)
 
     def embeds_for_output(self) -> bool:
         """Whether this model's own embedding matrix is the output layer's too."""
@@ -69,13 +66,15 @@ class AttentionRNNSeq2SeqEncoder(AttentionRNNSeq2SeqPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
         **kwargs: Any,
     ) -> RecurrentEncoderOutput:
         """input_ids (B, S), or inputs_embeds (B, S, E), and the mask (B, S) → `last_hidden_state` (B, S, C), zero
-        under padding, and `final_states`, which padding does not change.
+        under padding, and `final_states`, which padding does not change. `input_features` are refused.
         """
-        table, past_length = self.embed_tokens, 0
-        hidden_states, valid = embed_inputs(table, self.config, input_ids, inputs_embeds, attention_mask, past_length)
+        hidden_states, valid = embed_inputs(
+            self.embed_tokens, self.config, input_ids, inputs_embeds, attention_mask, 0, input_features
+        )
         steps = find_valid_steps(valid)
         finals = []
         for index, layer in enumerate(self.layers):
@@ -142,7 +141,8 @@ class AttentionRNNSeq2SeqDecoder(AttentionRNNSeq2SeqPreTrainedModel):
         else:
             states, fed, source = self.start(embeddings, encoder_outputs, source_mask)
         run = self.run_together if not self.config.input_feeding else self.run_steps
-        output, hidden, weights, states, fed = run(embeddings, find_valid_steps(valid), states, fed, source)
+        drawn = [layer.rnn.draw_weights() for layer in self.layers]  # type: ignore[union-attr]  # once for all steps
+        output, hidden, weights, states, fed = run(embeddings, find_valid_steps(valid), states, fed, source, drawn)
         if past_key_values is not None:
             self.write(past_key_values, embeddings.shape[1], states, fed, None if started else source)
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -155,14 +155,20 @@ class AttentionRNNSeq2SeqDecoder(AttentionRNNSeq2SeqPreTrainedModel):
 
     # -- the recurrence -------------------------------------------------------------------------------------------
     def run_together(
-        self, x: torch.Tensor, steps: ValidSteps | None, states: list[States], fed: Any, source: Source | None
+        self,
+        x: torch.Tensor,
+        steps: ValidSteps | None,
+        states: list[States],
+        fed: Any,
+        source: Source | None,
+        drawn: list[Drawn],
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None, list[States], None]:
         """All target steps at once, for nothing of the attention enters the recurrence.
 
-        x (B, T, E), states (1, B, D) of each layer → outputs (B, T, D), each layer's hidden states (B, T, D),
-        attention weights (B, T, S), the states afterwards, and nothing to feed.
+        x (B, T, E), of each layer states (1, B, D) and the weights drawn for it → outputs (B, T, D), each layer's
+        hidden states (B, T, D), attention weights (B, T, S), the states afterwards, and nothing to feed.
         """
-        hidden, states = self.run_layers(x, steps, states)
+        hidden, states = self.run_layers(x, steps, states, drawn)
         output, weights = self.attend_after(hidden[-1], source)
         return blank_padding(output, None if steps is None else steps.mask), hidden, weights, states, None
 
@@ -173,6 +179,7 @@ class AttentionRNNSeq2SeqDecoder(AttentionRNNSeq2SeqPreTrainedModel):
         states: list[States],
         fed: torch.Tensor | None,
         source: Source | None,
+        drawn: list[Drawn],
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None, list[States], torch.Tensor | None]:
         """One target step after the other, with the arguments and results of `run_together`; `fed` (B, 1, D) is the
         output before. Without input feeding it is the slow twin of `run_together`.
@@ -182,7 +189,7 @@ class AttentionRNNSeq2SeqDecoder(AttentionRNNSeq2SeqPreTrainedModel):
         step = self.step_bahdanau if self.attends_first else self.step_luong
         for t in range(x.shape[1]):
             now = None if steps is None else ValidSteps(steps.mask[:, t : t + 1], None)
-            output, hidden, weights, states = step(x[:, t : t + 1], now, states, fed, source)
+            output, hidden, weights, states = step(x[:, t : t + 1], now, states, fed, source, drawn)
             if fed is not None:
                 fed = output if now is None else torch.where(now.mask[..., None], output, fed)
             outputs.append(blank_padding(output, None if now is None else now.mask))
@@ -199,31 +206,38 @@ class AttentionRNNSeq2SeqDecoder(AttentionRNNSeq2SeqPreTrainedModel):
         states: list[States],
         fed: torch.Tensor | None,
         source: Source | None,
+        drawn: list[Drawn],
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None, list[States]]:
         """x_t (B, 1, E), h̃_{t−1} or None → h̃_t (B, 1, D), hidden states, weights, states."""
         x = x if fed is None else torch.cat([x, fed.to(x.dtype)], dim=-1)
-        hidden, states = self.run_layers(x, step, states)
+        hidden, states = self.run_layers(x, step, states, drawn)
         output, weights = self.attend_after(hidden[-1], source)
         return output, hidden, weights, states
 
     def step_bahdanau(
-        self, x: torch.Tensor, step: ValidSteps | None, states: list[States], fed: Any, source: Any
+        self,
+        x: torch.Tensor,
+        step: ValidSteps | None,
+        states: list[States],
+        fed: Any,
+        source: Any,
+        drawn: list[Drawn],
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None, list[States]]:
         """x_t (B, 1, E) → the maxout layer's output (B, 1, D), hidden states, weights, states."""
         before = states[-1][0].transpose(0, 1)  # s_{t−1} of the top layer
         context, weights = self.attention(before, *source)  # type: ignore[misc]
-        hidden, states = self.run_layers(torch.cat([x, context.to(x.dtype)], dim=-1), step, states)
+        hidden, states = self.run_layers(torch.cat([x, context.to(x.dtype)], dim=-1), step, states, drawn)
         pairs = self.readout(torch.cat([before.to(x.dtype), x, context.to(x.dtype)], dim=-1))
         return pairs.unflatten(-1, (-1, 2)).amax(-1), hidden, weights, states
 
     def run_layers(
-        self, x: torch.Tensor, steps: ValidSteps | None, states: list[States]
+        self, x: torch.Tensor, steps: ValidSteps | None, states: list[States], drawn: list[Drawn]
     ) -> tuple[list[torch.Tensor], list[States]]:
         """Each layer's hidden states (B, T, D), and the states afterwards."""
         hidden: list[torch.Tensor] = []
         after: list[States] = []
-        for layer, old in zip(self.layers, states, strict=True):
-            output, *new = layer(self.dropout(hidden[-1]) if hidden else x, steps, *old)
+        for layer, old, own in zip(self.layers, states, drawn, strict=True):
+            output, *new = layer(self.dropout(hidden[-1]) if hidden else x, steps, tuple(own), *old, *own.values())
             hidden.append(output)
             after.append(tuple(new))
         return hidden, after
@@ -295,11 +309,7 @@ class AttentionRNNSeq2SeqModel(EncoderDecoderModel, AttentionRNNSeq2SeqPreTraine
         cache = super().choose_cache(past_key_values, use_cache)
         if cache is not None:
             for part in (cache.self_attention_cache, cache.cross_attention_cache):
-                if sum(hasattr(layer, "read_states") for layer in part.layers) < len(self.decoder.layers):
-                    kind = type(part).__name__
-                    raise ValueError(
-                        f"this {kind} cannot hold recurrent state: build it with {kind}(config=model.config)"
-                    )
+                check_holds_states(part, len(self.decoder.layers))
         return cache
 
 

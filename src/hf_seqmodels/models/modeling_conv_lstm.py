@@ -18,6 +18,8 @@ from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with
 from transformers.utils.output_capturing import capture_outputs
 
 from ._base import SequencePreTrainedModel
+from ._cache import check_holds_states
+from ._frames import check_frames, check_pixels, fill_missing, observed_pixels
 from ._inputs import blank_padding, valid_tokens
 from ._recurrence import _fill_per_gate
 from .configuration_conv_lstm import ConvLSTMConfig
@@ -28,7 +30,7 @@ class ConvLSTMPredictionOutput(ModelOutput):
     """Predicted frames.
 
     Args:
-        loss (): mean over rows, frames, channels and pixels; with `future_values`.
+        loss (): mean over all observed pixels of `future_values`, if these are given.
         prediction_outputs (B, T', C, H, W): the predicted frames; with `loss="bce"` probabilities.
         past_key_values: the encoder's state after the last frame; with `use_cache`.
         hidden_states: the encoder's input and the output of each of its layers; with `output_hidden_states`.
@@ -168,6 +170,7 @@ class ConvLSTMModel(ConvLSTMPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        past_observed_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Read a batch of frame sequences.
@@ -177,19 +180,27 @@ class ConvLSTMModel(ConvLSTMPreTrainedModel):
             attention_mask (B, T) or (B, past + T): 1 for frames, 0 for padding, in any pattern. None: no padding.
             past_key_values: the state to continue from, as a call with `use_cache=True` returned it. It is updated.
             use_cache: return the state after the last frame; padding does not change it.
+            past_observed_mask (B, T, C, H, W), any axis 1 where all its places are alike: 1 observed, 0 missing. A
+                missing pixel, which may be NaN, is read as 0. None: all observed.
             output_hidden_states: as in transformers.
 
         Returns:
             `last_hidden_state` (B, T, D, H, W), zero under padding; `past_key_values` if `use_cache`.
 
         Raises:
-            ValueError: frames, mask or state of a wrong shape, no frames, or pixels that are not floating-point.
+            ValueError: frames, mask or state of a wrong shape, no frames, or pixels that are not floating-point or,
+                where observed, not finite.
         """
         frames = check_frames("pixel_values", pixel_values, self.config).to(self.dtype)
+        frames = fill_missing(frames, observed_pixels("past_observed_mask", past_observed_mask, frames))
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         valid = self._valid_frames(attention_mask, frames, past_key_values)
         frames = blank_padding(frames, valid)
+        check_pixels("pixel_values", "past_observed_mask", frames)
+        if self.training and self.gradient_checkpointing and not frames.requires_grad:
+            # Re-entrant checkpoints give gradients only to what follows an input that has one.
+            frames = frames.detach().requires_grad_()
         for index, layer in enumerate(self.layers):
             cache: Any = None if past_key_values is None else past_key_values.layers[index]
             h, c = self._initial_states(frames, cache)
@@ -207,9 +218,7 @@ class ConvLSTMModel(ConvLSTMPreTrainedModel):
         """(B, T) bool, or None without a mask; the cache is looked at too."""
         (batch, length), past = frames.shape[:2], 0
         if past_key_values is not None:
-            if sum(hasattr(layer, "read_states") for layer in past_key_values.layers) < len(self.layers):
-                kind = type(past_key_values).__name__
-                raise ValueError(f"this {kind} cannot hold recurrent state: build it with {kind}(config=model.config)")
+            check_holds_states(past_key_values, len(self.layers))
             past = past_key_values.get_seq_length()
         wanted = ((batch, length), (batch, past + length))
         if attention_mask is not None and tuple(attention_mask.shape) not in wanted:
@@ -243,7 +252,9 @@ class ConvLSTMForTimeSeriesPrediction(ConvLSTMPreTrainedModel):
     """
 
     auto_model = "AutoModelForTimeSeriesPrediction"
-    accepts_loss_kwargs = False  # a mean over pixels: Trainer divides it by the accumulation steps
+    # Trainer cannot count observed pixels, and averages its accumulation steps: the mean over their pixels only where
+    # each has as many. `SeqTrainer` asks `count_targets`.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: ConvLSTMConfig):
         super().__init__(config)
@@ -262,6 +273,9 @@ class ConvLSTMForTimeSeriesPrediction(ConvLSTMPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        past_observed_mask: torch.Tensor | None = None,
+        future_observed_mask: torch.Tensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> ConvLSTMPredictionOutput:
         """Predict the frames that follow the last one.
@@ -269,32 +283,72 @@ class ConvLSTMForTimeSeriesPrediction(ConvLSTMPreTrainedModel):
         Args:
             future_values (B, T', C, H, W): the true next frames, T' = `prediction_length`; they give the loss and are
                 read for nothing else. With `loss="bce"` in [0, 1].
+            future_observed_mask (B, T', C, H, W), any axis 1 where all its places are alike: 1 observed, 0 missing.
+                A missing pixel, which may be NaN, is left out of the loss. None: all observed.
+            num_items_in_batch: observed pixels of future_values in the global batch, by which the summed loss is
+                divided; without it the loss is the mean over this call's.
             Other arguments: see the backbone. `past_key_values` holds the encoder's state: as frames come in, the
                 next ones are predicted without reading the old ones again.
 
         Raises:
-            ValueError: what the backbone refuses, or `future_values` of a wrong shape or range.
+            ValueError: what the backbone refuses, `future_values` of a wrong shape or range, or their mask alone.
         """
-        config = self.config
+        config, targets, observed = self.config, None, None
         batch, _, _, height, width = check_frames("pixel_values", pixel_values, config).shape
         if future_values is not None:
             wanted = (batch, config.prediction_length, config.num_channels, height, width)
             check_frames("future_values", future_values, config, wanted)
+            observed = observed_pixels("future_observed_mask", future_observed_mask, future_values)
+            targets = fill_missing(future_values, observed)
+            check_pixels("future_values", "future_observed_mask", targets, bounded=config.loss == "bce")
+        elif future_observed_mask is not None:
+            raise ValueError("future_observed_mask was given without future_values: pass both, or neither")
         cache = DynamicCache(config=config) if past_key_values is None else past_key_values
         encoded = self.model(
-            pixel_values, attention_mask=attention_mask, past_key_values=cache, use_cache=False, **kwargs
+            pixel_values,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=False,
+            past_observed_mask=past_observed_mask,
+            **kwargs,
         )
         outputs = self.forecast(cache, encoded.last_hidden_state)
         loss = None
-        if future_values is not None:
-            error = F.binary_cross_entropy_with_logits if config.loss == "bce" else F.mse_loss
-            loss = error(outputs, future_values.to(outputs.dtype))
+        if targets is not None:
+            loss = self._loss(outputs, targets, observed, num_items_in_batch)
         return ConvLSTMPredictionOutput(
             loss=loss,
             prediction_outputs=torch.sigmoid(outputs) if config.loss == "bce" else outputs,
             past_key_values=cache if (config.use_cache if use_cache is None else use_cache) else None,
             hidden_states=encoded.hidden_states,
         )
+
+    def _loss(
+        self,
+        outputs: torch.Tensor,
+        targets: torch.Tensor,
+        observed: torch.Tensor | None,
+        num_items_in_batch: int | torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The error of each observed pixel, summed and divided by their number; in fp32 at least."""
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        error = F.binary_cross_entropy_with_logits if self.config.loss == "bce" else F.mse_loss
+        each = error(outputs, targets.to(outputs.dtype), reduction="none")
+        if num_items_in_batch is None:
+            num_items_in_batch = self.count_targets(targets, observed)
+        count = torch.as_tensor(num_items_in_batch, device=each.device).clamp(min=1)
+        return fill_missing(each, observed).sum() / count
+
+    def count_targets(
+        self, future_values: torch.Tensor | None = None, future_observed_mask: torch.Tensor | None = None, **_: Any
+    ) -> torch.Tensor:
+        """Pixels that the loss of this batch is a mean over; takes the arguments of `forward`."""
+        if future_values is None:
+            return torch.tensor(0)
+        observed = observed_pixels("future_observed_mask", future_observed_mask, future_values)
+        if observed is None:
+            return torch.tensor(future_values.numel(), device=future_values.device)
+        return observed.sum()
 
     def forecast(self, cache: Any, encoded: torch.Tensor) -> torch.Tensor:
         """The next frames (B, T', C, H, W), before any σ, from the encoder's states in `cache`.
@@ -333,34 +387,6 @@ class ConvLSTMForTimeSeriesPrediction(ConvLSTMPreTrainedModel):
             **(kwargs | {"use_cache": False, "return_dict": True}),
         )
         return SampleTSPredictionOutput(sequences=outputs.prediction_outputs[:, None])
-
-
-def check_frames(
-    name: str, frames: torch.Tensor | None, config: ConvLSTMConfig, wanted: tuple[int, ...] | None = None
-) -> torch.Tensor:
-    """`frames`, after a look at their shape and type; with `wanted`, also at the whole shape and at the range."""
-    sides = [str(side) for side in config.frame_size] or ["height", "width"]
-    rule = ", ".join(map(str, wanted or ["batch", "frames", config.num_channels, *sides]))
-    if frames is None:
-        raise ValueError(f"this model reads frames: pass {name} ({rule})")
-    shape = tuple(frames.shape)
-    fits = len(shape) == 5 and shape[2] == config.num_channels and shape[3:] == (config.frame_size or shape[3:])
-    if not fits or (wanted is not None and shape != wanted):
-        raise ValueError(f"{name} of shape {shape} does not fit this model: pass ({rule})")
-    if 0 in shape:
-        raise ValueError(f"{name} of shape {shape} holds no frames: pass at least one row, frame and pixel")
-    if not frames.is_floating_point():
-        raise ValueError(f"{name} are {frames.dtype}: pass floating-point pixels, such as frames / 255")
-    # On the CPU only; elsewhere the look would wait for the device.
-    look = frames.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-    if wanted is not None and config.loss == "bce" and look:
-        low, high = (value.item() for value in torch.aminmax(frames))
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"{name} lie between {low:g} and {high:g}: loss='bce' wants pixels in [0, 1]; scale them, or use "
-                "loss='mse'"
-            )
-    return frames
 
 
 __all__ = ["ConvLSTMForTimeSeriesPrediction", "ConvLSTMModel"]

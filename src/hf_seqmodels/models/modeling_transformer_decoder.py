@@ -48,8 +48,11 @@ class TransformerDecoderModel(TransformerDecoderPreTrainedModel, TransformerStac
 
         Args:
             input_ids (B, T), or inputs_embeds (B, T, D); with `num_features`: input_features (B, T, F).
-            attention_mask (B, past + T): 1 for tokens, 0 for padding, in any pattern; or transformers' 4-D mask.
+            attention_mask (B, past + T): 1 for tokens, 0 for padding, in any pattern; or transformers' 4-D mask,
+                which attention patterns other than full attention refuse.
             position_ids (B, T): default: each token's number among its row's tokens, so padding shifts nothing.
+                With relative positions and earlier tokens in the cache no others are taken. Without a mask and a cache
+                transformers takes each jump in them for the start of another text, which sees none before it.
             past_key_values: keys and values of the tokens before. They are updated.
             use_cache: return them.
             output_hidden_states, output_attentions: as in transformers.

@@ -19,7 +19,7 @@ from ._heads_classification import (
 )
 from ._heads_speech import CTCHead
 from ._outputs import AttentionPoolingOutput
-from ._transformer import TransformerPreTrainedBase, TransformerStack, activate, build_norm
+from ._transformer import TransformerPreTrainedBase, TransformerStack, activate, build_norm, check_shape
 from .configuration_transformer_encoder import TransformerEncoderConfig
 
 
@@ -58,7 +58,8 @@ class TransformerEncoderModel(TransformerEncoderPreTrainedModel, TransformerStac
 
         Args:
             input_ids (B, T), or inputs_embeds (B, T, D); with `num_features`: input_features (B, T, F).
-            attention_mask (B, T): 1 for tokens, 0 for padding, in any pattern; or transformers' 4-D mask.
+            attention_mask (B, T): 1 for tokens, 0 for padding, in any pattern; or transformers' 4-D mask,
+                which attention patterns other than full attention refuse.
             token_type_ids (B, T): which text a token is of, below `type_vocab_size`. None: 0. A model without token
                 types does not read them.
             position_ids (B, T): default: each token's number among its row's tokens, so padding shifts nothing.
@@ -79,17 +80,18 @@ class TransformerEncoderModel(TransformerEncoderPreTrainedModel, TransformerStac
             input_features,
             attention_mask,
             position_ids,
-            token_types=self.look_up_types(token_type_ids),
+            token_type_ids=token_type_ids,
             **kwargs,
         )
         return BaseModelOutputWithPast(last_hidden_state=hidden_states)
 
-    def look_up_types(self, token_type_ids: torch.Tensor | None) -> torch.Tensor | None:
-        """(B, T) → (B, T, D), or what is the same for all tokens (1, 1, D); None without token types."""
+    def add_types(self, embeddings: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor:
+        """The sum of the embeddings (B, T, D) and those of the types (B, T), without which all are of the first."""
         if self.embed_token_types is None:
-            return None
+            return embeddings
         if token_type_ids is None:
-            return self.embed_token_types.weight[0][None, None]
+            return embeddings + self.embed_token_types.weight[0]
+        check_shape("token_type_ids", token_type_ids, embeddings)
         types = self.embed_token_types.num_embeddings
         on_cpu = token_type_ids.device.type == "cpu"  # elsewhere the look would wait for the device
         if on_cpu and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
@@ -99,7 +101,7 @@ class TransformerEncoderModel(TransformerEncoderPreTrainedModel, TransformerStac
                     f"token type {wrong[0].item()} is outside the {types} of this model (0 to {types - 1}): "
                     "take a larger type_vocab_size"
                 )
-        return self.embed_token_types(token_type_ids)
+        return embeddings + self.embed_token_types(token_type_ids)
 
 
 class MaskedLMTransform(nn.Module):

@@ -36,6 +36,9 @@ class SeqTrainer(Trainer):
     """Trains any model of transformers whose loss takes `num_items_in_batch`; others train as in the stock Trainer.
 
     - The training loss is the mean over all targets of the global batch, for any accumulation and process count.
+      Targets are labels that are not −100; heads whose targets are others (rows, steps, pixels) have a method
+      `count_targets(**batch)`, which is asked. With these, several processes repeat samples in an epoch's last batch
+      if it is not full, as in the stock Trainer.
     - The evaluation loss is the mean over all targets of the data set (not of batch means), in nats; causal language
       models also get `eval_bits_per_token`.
     - The processes, the wrapper and the device are compared with what was asked for.
@@ -69,6 +72,9 @@ class SeqTrainer(Trainer):
         args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type == "cuda"
         self._config_use_cache = getattr(model.config, "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
+        self._count_targets = None if self.compute_loss_func else getattr(self.model, "count_targets", None)
+        if self._count_targets is not None:
+            self.model_accepts_loss_kwargs = True  # said to be False to trainers that could not count
         self._set_use_cache(self._config_use_cache)  # the stock constructor turns it off in the config that is saved
         self._loss_shifts_labels = self._is_causal  # the stock test knows class names only, and not GPT-2's
         check_processes(self.accelerator.num_processes, args)
@@ -97,7 +103,8 @@ class SeqTrainer(Trainer):
     @property
     def _fills(self) -> bool:
         """Whether samples without targets even out the last batch: they cost nothing in a sum, but upset a mean."""
-        return self.accelerator.num_processes > 1 and self.model_accepts_loss_kwargs
+        several = self.accelerator.num_processes > 1
+        return several and self.model_accepts_loss_kwargs and self._count_targets is None
 
     def _sampler(self, dataset: Any, batch_size: int, seed: int | None) -> BatchSampler | None:
         if not isinstance(dataset, Sized):
@@ -181,6 +188,13 @@ class SeqTrainer(Trainer):
         self._last_loss = (self.state.global_step + 1, loss)
         return loss
 
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """As in the stock Trainer, which knows only labels: of all micro-batches of a step, and of all processes."""
+        if self._count_targets is None or not batch_samples:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        count = sum(self._count_targets(**batch) for batch in batch_samples).to(device)
+        return self._add_across_processes(count) if self.args.average_tokens_across_devices else count
+
     @property
     def _folder(self) -> str:
         return str(self.args.output_dir)
@@ -224,19 +238,26 @@ class SeqTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None, **kwargs):
         """In training the stock loss; in evaluation the summed loss is kept for `evaluation_loop`."""
-        if model.training or not self.model_accepts_loss_kwargs or "labels" not in inputs:
+        counts = self._count_targets is not None  # then several processes repeat samples, which a sum would hold twice
+        sums = self.accelerator.num_processes == 1 if counts else self.model_accepts_loss_kwargs and "labels" in inputs
+        if model.training or not sums:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
         outputs = model(**inputs, num_items_in_batch=torch.ones((), device=self.args.device))
         summed = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
-        labels = inputs["labels"][..., 1:] if self._is_causal else inputs["labels"]
-        targets = labels.ne(-100).sum()
+        targets = self._count_targets(**inputs) if self._count_targets is not None else self._count_labels(inputs)
         self._evaluated += torch.stack([summed.detach(), targets]).to(self._evaluated)
         loss = summed / targets.clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
+    def _count_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        labels = inputs["labels"][..., 1:] if self._is_causal else inputs["labels"]
+        return labels.ne(-100).sum()
+
     @property
     def _is_causal(self) -> bool:
         """Whether the loss shifts the labels, so that the first one of a row is no target."""
+        if self._count_targets is not None:
+            return False
         model = self.accelerator.unwrap_model(self.model)
         return model.loss_function is ForCausalLMLoss and not model.config.is_encoder_decoder
 
