@@ -386,15 +386,6 @@ def test_beyond_the_tables_of_the_encoder(kind, most):
         assert "\n" not in str(error.value)
 
 
-@each_architecture
-def test_configuration_with_labels_comes_back(architecture):
-    """Labels are kept by number, and numbers are no names of kernels."""
-    encoder = transformers.RobertaConfig(**ROBERTA, num_labels=3).to_dict()
-    config = ARCHITECTURES[architecture].config(encoder=encoder, hidden_size=D)
-    again = type(config).from_dict(config.to_dict())
-    assert again.to_dict() == config.to_dict() and again.encoder.num_labels == 3
-
-
 def test_every_head_that_reads_tokens_was_tried():
     tried = {"backbone", HEAD, "token-classification", "question-answering", "masked-lm", "causal-lm"}
     features = {"ctc", "audio-classification", "time-series-prediction"}  # refused: num_features

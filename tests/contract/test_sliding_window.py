@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
 
 from model_table import (
     TOLERANCE,
@@ -174,3 +176,17 @@ def test_wrong_windows_are_refused():
     for model in (build(Case(DECODER, "plain"), attention_pattern="sliding_window"), build(Case(ENCODER, "plain"))):
         with pytest.raises(ValueError, match="global_attention_mask is for encoders with attention_pattern"):
             model(make_ids(1, 4), global_attention_mask=torch.ones(1, 4))
+
+
+def test_trainer_hands_global_tokens_on(tmp_path):
+    """The stock Trainer drops columns that `forward` does not name."""
+    case = Case(ENCODER, "sliding_window")
+    row = {"input_ids": [3, 4, 5, 6, 7, 8], "global_attention_mask": [0, 0, 1, 0, 0, 0]}
+    for head, labels in (("sequence-classification", 1), ("token-classification", [1] * 6), ("masked-lm", [2] * 6)):
+        seen = []
+        model = build(case, head)
+        model.model.register_forward_pre_hook(lambda _, __, named, seen=seen: seen.append(named), with_kwargs=True)
+        rows = Dataset.from_list([row | {"labels": labels}] * 4)
+        arguments = TrainingArguments(tmp_path, max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True)
+        Trainer(model, arguments, train_dataset=rows).train()
+        assert seen[0]["global_attention_mask"].tolist()[0] == row["global_attention_mask"]

@@ -34,7 +34,8 @@ _STACK = _TOKENS | {
     "_heads_speech.py",
 }
 _SERIES = {"_distributions.py", "_heads_series.py", "_series.py"}
-_RECURRENT = _STACK | _SERIES | {"_configuration_recurrent.py", "_encoder.py", "_recurrence.py", "_recurrent_model.py"}
+_RECURRENT = _STACK | _SERIES | {"_configuration_cell.py", "_configuration_recurrent.py", "_encoder.py"}
+_RECURRENT |= {"_recurrence.py", "_recurrent_model.py"}
 _TRANSFORMER = {"_attention.py", "_configuration_transformer.py", "_lsh_attention.py", "_sliding_window.py"}
 _TRANSFORMER |= {"_token_layout.py", "_transformer.py"}
 _PATTERNS = {"_configuration_patterns.py"}
@@ -44,7 +45,7 @@ def _own(*names: str) -> set[str]:
     return {f"{kind}_{name}.py" for kind in ("configuration", "modeling") for name in names}
 
 
-_CELLS = _own("rnn", "lstm", "gru")
+_CELLS = {"_cells.py"} | _own("rnn", "lstm", "gru")
 SHIPPED = {
     "seq_rnn": _RECURRENT | _own("rnn"),
     "seq_lstm": _RECURRENT | _own("lstm"),

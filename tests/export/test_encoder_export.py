@@ -6,6 +6,7 @@ import pytest
 import torch
 from exporting import run_apart
 from safetensors.torch import save_file
+from transformers import RobertaConfig
 
 from hf_seqmodels.models import ARCHITECTURES
 
@@ -44,3 +45,10 @@ def test_a_stranger_loads_hybrids(tmp_path):
 def test_an_unknown_encoder_says_what_to_do():
     with pytest.raises(ValueError, match="import the package that registers this one"):
         ARCHITECTURES["seq_lstm"].config(encoder={"model_type": "seq_nobody"} | SIZES)
+
+
+def test_a_configuration_with_labels_comes_back():
+    """An encoder's labels are kept by number, and numbers are no names of kernels."""
+    config = ARCHITECTURES["seq_lstm"].config(encoder=RobertaConfig(**SIZES, num_labels=3).to_dict(), hidden_size=8)
+    again = type(config).from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict() and again.encoder.num_labels == 3

@@ -119,9 +119,7 @@ def check_encoder_inputs(encoder: Any, inputs: dict[str, torch.Tensor]) -> None:
             most -= pad + 1
             tokens = tokens if given.ndim == 3 else int((given != pad).sum(1).max())
         if tokens > most:
-            raise ValueError(
-                f"a text of {tokens} tokens is beyond the encoder's {most} positions: cut it off there"
-            )
+            raise ValueError(f"a text of {tokens} tokens is beyond the encoder's {most} positions: cut it off there")
     kinds, table = inputs.get("token_type_ids"), tables.get("token_type_embeddings")
     if kinds is not None and table is not None:
         number = table.weight.shape[0]

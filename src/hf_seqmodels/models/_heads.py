@@ -146,6 +146,7 @@ class MaskedLMHead(TokenPredictionHead):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Logits (B, T, V) of the token at each position.
@@ -161,7 +162,7 @@ class MaskedLMHead(TokenPredictionHead):
         if labels is not None:
             wanted = target_shape(input_ids, inputs_embeds)
             check_labels(labels, wanted, self.config.vocab_size, of_vocabulary=True)
-        kwargs |= name_types(token_type_ids)
+        kwargs |= only_given(token_type_ids=token_type_ids, global_attention_mask=global_attention_mask)
         outputs = self.model(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.predict(outputs.last_hidden_state)
         loss = None
@@ -215,9 +216,9 @@ def count_targets(labels: torch.Tensor, in_global_batch: int | torch.Tensor | No
     return count.clamp(min=1)
 
 
-def name_types(token_type_ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """Token types for a backbone that may know none.
+def only_given(**arguments: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Those that are not None: token types and global tokens, for a backbone that may know neither.
 
-    Heads name this argument since Trainer gives them only the columns that their `forward` names.
+    Heads name them since Trainer gives a model only the columns that its `forward` names.
     """
-    return {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+    return {name: value for name, value in arguments.items() if value is not None}

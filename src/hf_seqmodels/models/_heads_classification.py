@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ._base import SequencePreTrainedModel
 from ._crf import LinearChainCRF
-from ._heads import check_labels, count_targets, name_types, target_shape
+from ._heads import check_labels, count_targets, only_given, target_shape
 from ._inputs import argument_names, may_look_at, valid_tokens
 
 Pooled = tuple[torch.Tensor, torch.Tensor | None]
@@ -55,6 +55,7 @@ class SequenceClassificationHead(SequencePreTrainedModel):
         use_cache: bool | None = None,
         input_features: torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Logits (B, num_labels).
@@ -76,7 +77,7 @@ class SequenceClassificationHead(SequencePreTrainedModel):
         if labels is not None:
             given = next(given for given in (input_ids, inputs_embeds, input_features, labels) if given is not None)
             labels = self.check_targets(labels, len(given))
-        kwargs |= name_types(token_type_ids)
+        kwargs |= only_given(token_type_ids=token_type_ids, global_attention_mask=global_attention_mask)
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -214,6 +215,7 @@ class TokenClassificationHead(SequencePreTrainedModel):
         use_cache: bool | None = None,
         input_features: torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """Logits (B, T, num_labels); labels (B, T), −100 where there is no token to label.
@@ -223,7 +225,7 @@ class TokenClassificationHead(SequencePreTrainedModel):
         """
         if labels is not None:
             check_labels(labels, target_shape(input_ids, inputs_embeds, input_features), self.num_labels)
-        kwargs |= name_types(token_type_ids)
+        kwargs |= only_given(token_type_ids=token_type_ids, global_attention_mask=global_attention_mask)
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -282,6 +284,7 @@ class QuestionAnsweringHead(SequencePreTrainedModel):
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> QuestionAnsweringModelOutput:
         """Scores `start_logits` and `end_logits` (B, T), the lowest number under padding, where no answer is.
@@ -303,7 +306,9 @@ class QuestionAnsweringHead(SequencePreTrainedModel):
         for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
             if positions is not None and wanted is not None:
                 check_positions(name, positions, wanted[0])
-        kwargs |= name_types(token_type_ids) | self.without_cache
+        kwargs |= (
+            only_given(token_type_ids=token_type_ids, global_attention_mask=global_attention_mask) | self.without_cache
+        )
         outputs = self.model(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))
         valid = valid_tokens(attention_mask, logits.shape[1])

@@ -66,7 +66,7 @@ class EmbeddingTables(SequencePreTrainedModel):
         return resized
 
 
-def join_outputs(encoded: BaseModelOutput | None, decoded: Any, cache: Cache | None) -> Seq2SeqModelOutput:
+def join_outputs(encoded: BaseModelOutput | None, decoded: Any, cache: Any) -> Seq2SeqModelOutput:
     """The outputs of both halves as one; `encoded` is None where a cache knew the source."""
     source: Any = BaseModelOutput() if encoded is None else encoded
     return Seq2SeqModelOutput(

@@ -141,7 +141,8 @@ class AttentionRNNSeq2SeqDecoder(AttentionRNNSeq2SeqPreTrainedModel):
         else:
             states, fed, source = self.start(embeddings, encoder_outputs, source_mask)
         run = self.run_together if not self.config.input_feeding else self.run_steps
-        drawn = [layer.rnn.draw_weights() for layer in self.layers]  # type: ignore[union-attr]  # once for all steps
+        own: Any = self.layers
+        drawn = [layer.rnn.draw_weights() for layer in own]  # once for all steps
         output, hidden, weights, states, fed = run(embeddings, find_valid_steps(valid), states, fed, source, drawn)
         if past_key_values is not None:
             self.write(past_key_values, embeddings.shape[1], states, fed, None if started else source)

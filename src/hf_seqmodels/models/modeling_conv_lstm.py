@@ -276,6 +276,7 @@ class ConvLSTMForTimeSeriesPrediction(ConvLSTMPreTrainedModel):
         past_observed_mask: torch.Tensor | None = None,
         future_observed_mask: torch.Tensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
+        return_loss: bool = True,
         **kwargs: Any,
     ) -> ConvLSTMPredictionOutput:
         """Predict the frames that follow the last one.
@@ -287,6 +288,7 @@ class ConvLSTMForTimeSeriesPrediction(ConvLSTMPreTrainedModel):
                 A missing pixel, which may be NaN, is left out of the loss. None: all observed.
             num_items_in_batch: observed pixels of future_values in the global batch, by which the summed loss is
                 divided; without it the loss is the mean over this call's.
+            return_loss: compute the loss. (Trainer evaluates models whose default is True.)
             Other arguments: see the backbone. `past_key_values` holds the encoder's state: as frames come in, the
                 next ones are predicted without reading the old ones again.
 
@@ -314,7 +316,7 @@ class ConvLSTMForTimeSeriesPrediction(ConvLSTMPreTrainedModel):
         )
         outputs = self.forecast(cache, encoded.last_hidden_state)
         loss = None
-        if targets is not None:
+        if targets is not None and return_loss:
             loss = self._loss(outputs, targets, observed, num_items_in_batch)
         return ConvLSTMPredictionOutput(
             loss=loss,
