@@ -86,11 +86,14 @@ def markdown(architectures: dict[str, Any], heads: list[str], counts: dict) -> s
     lines += [f"| {head} | " + " | ".join(cells[name, head] for name in names) + " |" for head in heads]
     files = sorted({group for heads in counts.values() for groups in heads.values() for group in groups})
     lines += ["", "Tests in `tests/`: " + ", ".join(f"{each}" for each in files) + ".", ""]
-    reasons: dict[str, list[str]] = defaultdict(list)
+    reasons: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in names:
         for head, reason in architectures[name].without.items():
-            reasons[f"{head}: {reason}"].append(name.removeprefix("seq_"))
-    lines += [f"- – {reason} ({', '.join(where)})" for reason, where in reasons.items()]
+            reasons[reason][head].append(name.removeprefix("seq_"))
+    lines.append("Why there are dashes:")
+    for reason, without in reasons.items():
+        where = sorted({each for architectures_without in without.values() for each in architectures_without})
+        lines.append(f"- {', '.join(without)} of {', '.join(where)}: {reason}.")
     return "\n".join(lines)
 
 

@@ -57,9 +57,7 @@ def test_missing_pixels_beside_padding_and_in_forecasts():
     row_is_there[..., 2, :] = 0
     found = model.generate(frames, attention_mask=padding, past_observed_mask=row_is_there)
     assert_close(found.sequences[:, 0], model(frames[:, 1:].nan_to_num(0.0))[0], 1e-12, "ConvLSTM missing row")
-    with pytest.raises(
-        ValueError, match=r"^pixel_values is nan in row 0 at frame 1: .* 0 in past_observed_mask$"
-    ):
+    with pytest.raises(ValueError, match=r"^pixel_values is nan in row 0 at frame 1: .* 0 in past_observed_mask$"):
         model(frames, attention_mask=padding)
 
 

@@ -55,7 +55,7 @@ SHIPPED = {
     | _CELLS
     | {"_attention.py", "_heads_seq2seq.py", "_seq2seq.py", "_seq2seq_recurrent.py"}
     | _own("attention_rnn_seq2seq"),
-    "seq_conv_lstm": _ALL | {"_recurrence.py"} | _own("conv_lstm"),
+    "seq_conv_lstm": _ALL | {"_frames.py", "_recurrence.py"} | _own("conv_lstm"),
     "seq_transformer": _TOKENS | _TRANSFORMER | {"_heads_seq2seq.py", "_seq2seq.py"} | _own("transformer"),
     "seq_transformer_encoder": _STACK | _TRANSFORMER | _PATTERNS | _own("transformer_encoder"),
     "seq_transformer_decoder": _STACK | _SERIES | _TRANSFORMER | _PATTERNS | _own("transformer_decoder"),

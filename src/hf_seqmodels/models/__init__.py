@@ -75,13 +75,16 @@ _LEFT_TO_RIGHT = _ONE_STACK | {"masked-lm": "sees only the left of a masked toke
 _SEES_ALL = _ONE_STACK | dict.fromkeys(
     ("causal-lm", "time-series-prediction"), "sees what it should predict; take seq_transformer_decoder"
 )
-_ENCODER_DECODER = dict.fromkeys(
-    HEADS.keys() - {"backbone", "seq2seq-lm"}, "writes a text from a text; an architecture with one stack labels it"
-)
-# Token heads that make no sense where the input is frames.
-_FRAMES = dict.fromkeys(
-    HEADS.keys() - {"backbone", "time-series-prediction"}, "frames in, frames out; no tokens to label or predict"
-)
+_ENCODER_DECODER = {
+    head: "writes a text from a text; an architecture with one stack labels it"
+    for head in HEADS
+    if head not in ("backbone", "seq2seq-lm")
+}
+_FRAMES = {
+    head: "frames in, frames out; no tokens to label or predict"
+    for head in HEADS
+    if head not in ("backbone", "time-series-prediction")
+}
 
 _LAYERS: dict[str, dict[str, Any]] = {
     "stacked": {"num_hidden_layers": 3, "dropout": 0.1},
