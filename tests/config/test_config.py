@@ -174,7 +174,7 @@ def test_the_table_of_tasks_is_the_same_in_every_layer():
         (
             "bracketed_tags",
             "parity",
-            "teaches sequence-classification and not task=token-classification; use --task sequence-classification, or --dataset",
+            "teaches sequence-classification and not task=token-classification; use --task sequence-classification",
         ),
         ("bracketed_tags", "bracket_tags", "dataset='bracket_tags' is not a choice; use one of 'pydoc_topics', "),
         ("dataset: bracketed_tags, ", "", "dataset=pydoc_topics teaches causal-lm and not task=token-classification"),
