@@ -50,13 +50,13 @@ class SequencePreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As in transformers; ValueError where there is no table of tokens."""
+        """As in transformers; NotImplementedError where there is no table of tokens."""
         try:
             table = self.get_input_embeddings()
         except NotImplementedError:  # transformers' own, where it finds none
             table = None
-        if table is None:
-            raise ValueError(f"{type(self).__name__} reads features: there is no table of tokens to resize")
+        if table is None:  # the error that transformers' callers expect of a model without one
+            raise NotImplementedError(f"{type(self).__name__} reads features: there is no table of tokens to resize")
         return super().resize_token_embeddings(*args, **kwargs)
 
     @classmethod
