@@ -1,16 +1,23 @@
-"""`hf-seqmodels train | demo | import | list`. Commands import what they need when they run, so that help is quick."""
+"""`hf-seqmodels COMMAND`. Commands import what they need when they run, so that help is quick."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
+# Command → (module: its `main`, what it does).
 COMMANDS = {
-    "train": "train one model from a YAML recipe and the command line",
-    "demo": "train the five architectures on the same text and compare them",
-    "import": "weights of torch.nn, Keras or transformers into a model of this package",
-    "list": "show architectures and recipes",
+    "train": (".run", "train one model from a YAML recipe and the command line"),
+    "demo": (".demo", "train the five architectures on the same text and compare them"),
+    "import": (".convert.cli", "weights of torch.nn, Keras or transformers into a model of this package"),
+    "export": (".hub.export", "a finished run as a folder that works anywhere, with card and checksums"),
+    "doctor": (".hub.doctor", "examine any checkpoint of transformers: one line and one number for each check"),
+    "card": (".hub.cards", "write a model card from a run's record"),
+    "push": (".hub.publish", "publish an exported folder on the Hub"),
+    "app": (".inference.app", "a web page: one prompt, all architectures side by side"),
+    "list": (".listing", "show architectures, recipes and the models of the zoo"),
 }
 
 
@@ -19,42 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="hf-seqmodels",
         usage="hf-seqmodels COMMAND [options]",
-        epilog="\n".join(f"  {name:8}{what}" for name, what in COMMANDS.items()),
+        epilog="\n".join(f"  {name:8}{what}" for name, (_, what) in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, help="`hf-seqmodels COMMAND --help` says more")
     arguments = list(sys.argv[1:] if argv is None else argv)
     command, rest = parser.parse_args(arguments[:1]).command, arguments[1:]
-    if command == "train":
-        from .run import main as train
-
-        return train(rest, prog="hf-seqmodels train")
-    if command == "demo":
-        from .demo import main as demo
-
-        return demo(rest)
-    if command == "import":
-        from .convert.cli import main as import_weights
-
-        return import_weights(rest)
-    return list_all()
-
-
-def list_all() -> int:
-    """Print every architecture with its variants and heads, and every recipe with the first line of its header."""
-    from .models import ARCHITECTURES
-    from .recipes import list_configs
-
-    width = max(map(len, [*ARCHITECTURES, *list_configs()])) + 2
-    print("architectures (--model_type):")
-    for name, architecture in ARCHITECTURES.items():
-        print(f"  {name:{width}}{', '.join(architecture.variants)}")
-        print(f"  {'':{width}}heads: {', '.join(architecture.models)}")
-    print("recipes (--config):")
-    for name, path in list_configs().items():
-        header = path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("#").strip()
-        print(f"  {name:{width}}{header}")
-    return 0
+    run = importlib.import_module(COMMANDS[command][0], __package__).main
+    return run(rest, prog="hf-seqmodels train") if command == "train" else run(rest)
 
 
 if __name__ == "__main__":

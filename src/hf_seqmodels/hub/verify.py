@@ -10,8 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
+from .golden import GOLDEN
 
 STRANGER = Path(__file__).with_name("stranger.py")
 SECONDS = 300  # for imports, loading and a line of text
@@ -22,28 +21,31 @@ class VerificationError(RuntimeError):
 
 
 def verify_as_stranger(
-    folder: Path, input_ids: torch.Tensor, logits: torch.Tensor, prompt: str, tolerance: float = 1e-5
+    folder: Path, prompt: str = "", tolerance: float = 1e-5, with_package: bool = False
 ) -> dict[str, Any]:
-    """Load `folder` with `trust_remote_code=True` in a fresh process that cannot import this package.
+    """Load `folder` in a fresh process, compare with its golden scores, save it there and load that again.
 
     Args:
-        folder: what `save_pretrained` wrote, with a tokenizer.
-        input_ids (1, T), logits (1, T, V): an input and what the model computes for it here.
-        prompt: where the text-generation pipeline starts.
-        tolerance: largest difference of logits that passes.
+        folder: what `save_pretrained` wrote, with `golden.safetensors` (see `golden.write_golden`).
+        prompt: where the text-generation pipeline starts; empty: no text is written. Needs a tokenizer in the folder.
+        tolerance: largest difference of scores that passes.
+        with_package: for folders without modelling code; otherwise the process cannot import this package and loads
+            with `trust_remote_code=True`.
 
     Returns:
-        `max_difference` and the `generated` text.
+        `max_difference`, `saved_again_difference`, and the `generated` text (None without a prompt).
 
     Raises:
-        VerificationError: loading failed, the logits differ, or the package was imported after all.
+        VerificationError: loading failed, the scores differ, the model saved again is another one, or the package was
+            imported after all.
     """
+    if not Path(folder, GOLDEN).is_file():
+        raise VerificationError(f"{folder} has no {GOLDEN} to compare with; `hf-seqmodels export` writes it")
     with tempfile.TemporaryDirectory() as scratch:
-        golden = Path(scratch, "golden.safetensors")
-        save_file({"input_ids": input_ids, "logits": logits.float().contiguous()}, golden)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(scratch, "modules"))}
-        command = [sys.executable, "-I", str(STRANGER), str(folder.resolve()), str(golden), prompt]
+        command = [sys.executable, "-I", str(STRANGER), str(folder.resolve()), str(Path(scratch, "again")), prompt]
+        command += ["with_package"] if with_package else []
         options: dict[str, Any] = {"cwd": scratch, "env": environment, "stdin": subprocess.DEVNULL}
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, **options)
@@ -52,10 +54,17 @@ def verify_as_stranger(
     if done.returncode != 0:
         raise VerificationError(f"{folder} does not load in a fresh process:\n{done.stderr[-2000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])
-    if answer.pop("imported_package"):
-        raise VerificationError(f"{folder} needs the package hf_seqmodels, which a stranger does not have")
-    if not answer["max_difference"] <= tolerance:
-        raise VerificationError(
-            f"{folder}: logits differ by {answer['max_difference']:.2e} in a fresh process, more than {tolerance:.0e}"
-        )
+    _check(folder, answer, tolerance, with_package)
     return answer
+
+
+def _check(folder: Path, answer: dict[str, Any], tolerance: float, with_package: bool) -> None:
+    if answer.pop("imported_package") and not with_package:
+        raise VerificationError(f"{folder} needs the package hf_seqmodels, which a stranger does not have")
+    for name, where in (("max_difference", ""), ("saved_again_difference", ", saved again there,")):
+        if not answer[name] <= tolerance:
+            raise VerificationError(
+                f"{folder}{where}: scores differ by {answer[name]:.2e} in a fresh process, more than {tolerance:.0e}"
+            )
+    if not answer.pop("saved_again_equal"):
+        raise VerificationError(f"{folder}: the tensors change when a stranger saves and loads the model")

@@ -1,0 +1,90 @@
+"""The zoo: small trained models that come with the checkout, so that loading one is one line.
+
+    python -m hf_seqmodels.zoo zoo              (`make zoo`)
+
+trains every entry of `ZOO`, measures it as the demo does, and writes `zoo/<name>`: weights, tokenizer, card, plots,
+golden scores and checksums, all but the modelling files. These are in the package already; `hf-seqmodels export
+zoo/<name> DIR` adds them for people without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import parse
+from .demo import measure
+from .hub.export import export
+from .hub.files import list_files
+from .run import run
+from .tasks import RunData, load_data
+
+MOST_BYTES = 1_000_000  # of one entry
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the zoo.
+
+    Attributes:
+        recipe: by name, as for `hf-seqmodels train --config`.
+        options: what differs from the recipe.
+    """
+
+    recipe: str
+    options: tuple[str, ...] = ()
+
+
+# Four times as long as in the demo, against dropout; the checkpoint with the best validation loss is kept.
+_LONGER = ("--num_train_epochs", "20", "--dropout", "0.2")
+ZOO = {
+    "rnn-pydoc": Entry("lm/rnn", _LONGER),
+    "lstm-pydoc": Entry("lm/lstm", _LONGER),
+    "gru-pydoc": Entry("lm/gru", _LONGER),
+    "attention-rnn-pydoc": Entry("lm/attention_rnn", _LONGER),
+    "transformer-decoder-pydoc": Entry("lm/transformer_decoder", _LONGER),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, measure and export the entries."""
+    parser = argparse.ArgumentParser(prog="python -m hf_seqmodels.zoo", description="Train and export the zoo.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("zoo"), help="default: %(default)s")
+    parser.add_argument("--runs", type=Path, default=Path("runs/zoo"), help="where training goes on (%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=ZOO, default=list(ZOO), help="these entries")
+    parser.add_argument("--export_only", action="store_true", help="use finished runs; write the folders anew")
+    arguments = parser.parse_args(argv)
+    if not arguments.export_only:
+        train(arguments.only, arguments.runs)
+    for name in arguments.only:  # after all are trained: each card shows the others
+        folder = arguments.folder / name
+        export(arguments.runs / name, folder, overwrite=True, name=name, code=False)
+        size = sum((folder / file).stat().st_size for file in list_files(folder))
+        print(f"{name}: {size:,} bytes in {folder}")
+        if size > MOST_BYTES:
+            print(f"error: {name} has more than the {MOST_BYTES:,} bytes allowed", file=sys.stderr)
+            return 1
+    return 0
+
+
+def train(names: Iterable[str], runs: Path) -> None:
+    """One run for each entry, with the demo's measurements in its record; data that two of them share load once."""
+    loaded: dict[tuple[tuple[str, Any], ...], RunData] = {}
+    for name in names:
+        entry = ZOO[name]
+        config = parse(["--config", entry.recipe, "--output_dir", str(runs / name), "--overwrite", *entry.options])
+        key = tuple(sorted(config.values["data"].items()))
+        if key not in loaded:
+            loaded[key] = load_data(config)
+        print(f"training {name}", flush=True)
+        record = run(config, loaded[key])
+        if config.run.task == "causal-lm":
+            measure(runs / name, record, loaded[key])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
