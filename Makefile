@@ -8,10 +8,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo results test test-slow test-table check common-tests gpu-check attention-memory smoke-learning clean
+.PHONY: help demo results zoo cards test test-slow test-table check common-tests gpu-check attention-memory smoke-learning
+.PHONY: publish-walkthrough app-picture audit clean
 help:
 	@echo "make demo          train five architectures on the same text and compare them (about 5 minutes on 2 cores)"
 	@echo "make results       the demo and all other recipes, then their numbers into results/, the README and the recipes"
+	@echo "make zoo           train the models of zoo/ anew and write their folders (about 10 minutes)"
+	@echo "make cards         the cards in model_cards/, from results/"
+	@echo "make publish-walkthrough  train, export, doctor, card, push, load, push again, on a Hub of this machine"
+	@echo "make app-picture   the picture of the web page in results/ (needs Chromium)"
+	@echo "make audit         known vulnerabilities of the tested versions (asks PyPI)"
 	@echo "make test          the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow     the full table of options"
 	@echo "make test-table    all tests, and the README's table architecture × head from them"
@@ -35,6 +41,23 @@ results: demo
 	for recipe in $(VARIANTS); do \
 	  $(OFFLINE) $(BIN)/hf-seqmodels train --config lm/$$recipe --output_dir runs/lm/$$recipe --overwrite || exit 1; done
 	$(BIN)/python -m hf_seqmodels.evaluation.tables runs .
+
+zoo: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python -m hf_seqmodels.zoo zoo
+
+cards: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python -m hf_seqmodels.hub.cards results model_cards
+
+# The Hub is one of this machine, so nothing here is told to be offline.
+publish-walkthrough: $(VENV)/.installed
+	rm -rf runs/walkthrough
+	PYTHONPATH=tests $(BIN)/python tests/walkthrough.py runs/walkthrough --record results/publish_walkthrough.md
+
+app-picture: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python tests/inference/screenshot.py zoo results/app.png
+
+audit: $(VENV)/.installed
+	$(BIN)/pip-audit --disable-pip --no-deps -r constraints.txt
 
 test: $(VENV)/.installed
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS)

@@ -22,6 +22,9 @@ PATHS = ("output_dir", "logging_dir", "resume_from_checkpoint", "train_file", "v
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 FEATURES = ("preprocessor_config.json", "processor_config.json", "feature_extractor_config.json")
 
+# What the card shows of other runs.
+COMPARED = ("model_type", "task", "parameters", "steps", "metrics", "batch_order", "world_size", "data")
+
 DESCRIPTION = """\
 Turn the folder of a run (or anything that save_pretrained wrote) into a repository: weights as safetensors, the
 configuration with the whole auto_map, the modelling files, tokenizer, card, plots, golden scores and SHA256SUMS.
@@ -134,8 +137,10 @@ def export(
         else:
             model.save_pretrained(stage, save_code=False)
         tokenizer = _save_readers(run, stage)
-        _save_record(run, stage, record)
-        report = finish(stage, model, record, tokenizer, run, name or folder.name, license, code, onnx, int8)
+        if record is not None:
+            record = redact(record) | {"name": name or folder.name, "compared_with": other_records(run, record)}
+            _save_record(run, stage, record)
+        report = finish(stage, model, record, tokenizer, name or folder.name, license, code, onnx, int8)
     return report
 
 
@@ -144,7 +149,6 @@ def finish(
     model: Any,
     record: dict[str, Any] | None,
     tokenizer: Any,
-    run: Path,
     name: str,
     license: str,
     code: bool,
@@ -165,7 +169,7 @@ def finish(
         from .quantize import quantize
 
         report["int8"] = quantize(stage, stage)
-    write_card(stage, model, record, tokenizer, others=other_records(run, record), name=name, license=license)
+    write_card(stage, model, record, tokenizer, others=other_records(stage, record), name=name, license=license)
     write_checksums(stage)
     secrets = find_secrets(stage)
     if secrets:
@@ -245,21 +249,29 @@ def read_record(run: Path) -> dict[str, Any] | None:
 
 
 def other_records(run: Path, record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The records of the runs beside this one that learned the same task from the same data."""
+    """The records of the runs beside this one that learned the same task from the same data.
+
+    An exported folder carries them in its own record (`compared_with`), since its neighbours are others.
+    """
     if record is None:
         return []
+    if "compared_with" in record:
+        return list(record["compared_with"])
     found = []
-    for file in sorted(run.resolve().parent.glob("*/result.json")):
+    for file in sorted(run.resolve().parent.glob("[!.]*/result.json")):
         if file.parent == run.resolve():
             continue
         try:
             other = read_record(file.parent)
         except ValueError:  # an unfinished neighbour is no reason to stop
             continue
-        same = other is not None and other["task"] == record["task"]
-        if same and other is not None and other["data"]["sha256"] == record["data"]["sha256"]:
-            found.append(other | {"name": file.parent.name})
+        if other is not None and _learned(other) == _learned(record) and other["config"] != record["config"]:
+            found.append({key: redact(other[key]) for key in COMPARED if key in other} | {"name": file.parent.name})
     return found
+
+
+def _learned(record: Mapping[str, Any]) -> tuple[str, str]:
+    return record["task"], record["data"]["sha256"]
 
 
 def load_strict(folder: Path) -> Any:
@@ -317,13 +329,10 @@ def redact(values: Any) -> Any:
     return [redact(value) for value in values] if isinstance(values, list) else values
 
 
-def _save_record(run: Path, stage: Path, record: dict[str, Any] | None) -> None:
-    """result.json, config.yaml and training_args.json, redacted."""
-    if record is None:
-        return
-    told = redact(record)
-    (stage / "result.json").write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    arguments = told["config"].get("training", {})
+def _save_record(run: Path, stage: Path, record: Mapping[str, Any]) -> None:
+    """result.json (redacted already), config.yaml and training_args.json."""
+    (stage / "result.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    arguments = record["config"].get("training", {})
     (stage / "training_args.json").write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")
     if (run / "config.yaml").is_file():
         values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
