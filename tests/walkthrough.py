@@ -19,7 +19,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from loopback_hub import LoopbackHub
+from loopback_hub.hub_process import LoopbackHub
 
 STRANGER = """
 import json, sys, torch, transformers

@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import get_token
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 
 # Task → the Auto class of transformers that builds its models. Batches and scores: `tasks.TASKS`.
@@ -62,6 +66,10 @@ class RunArguments:
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run's results in output_dir first."})
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
+    emissions_country: str | None = field(
+        default=None,
+        metadata={"help": "Estimate CO2 with this country's electricity (DEU, USA, ...); needs the extra co2."},
+    )
 
 
 @dataclass
@@ -147,6 +155,32 @@ class SeqTrainingArguments(TrainingArguments):
             and self.lr_scheduler_type == "cosine"
         ):
             raise ValueError(f"lr_scheduler_kwargs={shape} is not supported; the cosine alone has one, num_cycles")
+        check_pushing(self)
+
+
+def check_pushing(args: TrainingArguments) -> None:
+    """What of a push can be known before anything starts.
+
+    `hub_strategy` may be end or every_save. The other two of transformers send whole checkpoints, to resume from: with
+    optimizer.pt, rng_state.pth and training_args.bin, which are pickles, and the last one holds `hub_token`.
+
+    Raises:
+        ConfigError: one of those two, a name that no repository can have, or no token.
+    """
+    if not args.push_to_hub:
+        return
+    strategy = HubStrategy(args.hub_strategy).value
+    if strategy not in ("end", "every_save"):
+        raise ConfigError(
+            f"hub_strategy={strategy} would upload the optimizer's state, a pickle; use every_save or end, and resume "
+            "from the checkpoints in output_dir"
+        )
+    try:
+        validate_repo_id(args.hub_model_id or Path(str(args.output_dir)).absolute().name)
+    except HFValidationError as error:
+        raise ConfigError(f"hub_model_id: {' '.join(str(error).split())}; write it as user/name") from None
+    if not (args.hub_token or get_token()):
+        raise ConfigError("push_to_hub needs a token: log in with `hf auth login`, or set HF_TOKEN; or leave it out")
 
 
 _AT_LEAST_0 = (lambda value: value >= 0, "at least 0")

@@ -122,7 +122,7 @@ def write_card(folder: Path, name: str, record: dict[str, Any]) -> None:
     """README.md from the record."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     write_golden(model, folder)
-    build_card(f"{name}-pydoc", record, model, PROMPT).save(folder / "README.md")
+    build_card(f"{name}-pydoc", record, model, prompt=PROMPT).save(folder / "README.md")
 
 
 def verify_all(output: Path) -> dict[str, dict[str, Any]]:

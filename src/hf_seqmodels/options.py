@@ -35,6 +35,7 @@ _RARE = (
     "logging_first_step",
     "early_stopping_threshold",
     "examples_seed",
+    "emissions_country",
 )
 
 

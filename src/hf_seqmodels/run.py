@@ -12,9 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedConfig,
@@ -25,12 +27,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from .arguments import ConfigError
 from .config import RESULTS, RunConfig, auto_class, one_line, parse
+from .data import SYNTHETIC, out_of_vocabulary_share
 from .tasks import TASKS, RunData, argmax, load_data
-from .training import SeqTrainer, TrainingDiverged
+from .training import PushFailed, SeqTrainer, TrainingDiverged
+from .training.provenance import Emissions, git_state
 
 # What of an evaluation is a score; the rest is about speed.
 _NOT_SCORES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 _SHOWN = ("accuracy", "exact_match", "f1", "mse")
+EXAMPLE = 128  # tokens of a record's example, at most
 
 
 def run(config: RunConfig, data: RunData | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -45,18 +50,26 @@ def run(config: RunConfig, data: RunData | None = None, quiet: bool = False) -> 
         The run's record, which is also written to `result.json` in `config.training.output_dir`.
 
     Raises:
-        ConfigError: the data or the machine do not fit the configuration.
+        ConfigError: the data or the machine do not fit the configuration, or CO₂ cannot be estimated.
         TrainingDiverged: the loss is not finite.
+        PushFailed: the Hub did not take a push; the run is finished and saved all the same.
     """
+    emissions, git = Emissions(config.run.emissions_country), git_state()
     data = data or load_data(config)
     model = build_model(config, data)
     trainer = build_trainer(config, model, data, quiet)
     start = time.perf_counter()
     prepare_output_dir(config, trainer)
-    trainer.train(resume_from_checkpoint=config.training.resume_from_checkpoint or config.run.resume or None)
-    metrics = score(config, trainer, data)
+    with emissions:
+        push_failed = train(config, trainer)
+        metrics = score(config, trainer, data)
     record = make_record(config, trainer, data, metrics, seconds=time.perf_counter() - start)
+    record |= {"git": git} | ({"emissions": emissions.record} if emissions.record else {})
     save(trainer, record)
+    if config.training.push_to_hub:
+        publish(trainer)
+    if push_failed is not None:
+        raise push_failed
     return record
 
 
@@ -139,6 +152,15 @@ def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quie
         raise ConfigError(one_line(error)) from None
 
 
+def train(config: RunConfig, trainer: SeqTrainer) -> PushFailed | None:
+    """Train; the failure of a push on the way is returned, since there is a run to finish first."""
+    try:
+        trainer.train(resume_from_checkpoint=config.training.resume_from_checkpoint or config.run.resume or None)
+    except PushFailed as error:
+        return error
+    return None
+
+
 def prepare_output_dir(config: RunConfig, trainer: SeqTrainer) -> None:
     """Clear an earlier run (`--overwrite`) and write `config.yaml`; the first process alone."""
     if not trainer.is_world_process_zero():
@@ -189,14 +211,45 @@ def make_record(
         },
         "seconds": round(seconds, 3),
         **trainer.record(),
-        "data": {"sha256": data.hash, "windows": {split: len(rows) for split, rows in data.windows.items()}},
+        "data": describe_data(config, data),
         **({"chance": data.chance} if data.chance else {}),
         "seeds": {"seed": config.training.seed, "data_seed": config.training.data_seed},
         "config": config.values,
-        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
+        "model_config": json.loads(trainer.model.config.to_json_string()),
+        "versions": {
+            name: version(name) for name in ("hf_seqmodels", "torch", "transformers", "accelerate", "datasets")
+        }
         | {"python": platform.python_version()},
         "hardware": hardware(),
     }
+
+
+def describe_data(config: RunConfig, data: RunData) -> dict[str, Any]:
+    """Hash, sizes, the longest row of each split, what the tokenizer does not know, and an example of the input.
+
+    The example is of public and of made data alone: a user's text stays where it is.
+    """
+    found: dict[str, Any] = {
+        "sha256": data.hash,
+        "windows": {split: len(rows) for split, rows in data.windows.items()},
+        "longest": {split: longest_row(rows) for split, rows in data.windows.items()},
+    }
+    if data.tokenizer is None:
+        return found
+    if data.texts is not None:
+        found["out_of_vocabulary"] = out_of_vocabulary_share(data.texts["test"], data.tokenizer)
+    if config.data.dataset in SYNTHETIC or config.data.train_file is None:
+        ids = list(map(int, data.windows["test"][0]["input_ids"]))
+        ids = ids[: len(ids) // 2] if config.run.task == "causal-lm" else ids  # the rest is for the model to say
+        found["example"] = data.tokenizer.decode(ids[:EXAMPLE])
+    return found
+
+
+def longest_row(rows: Dataset) -> int:
+    """Tokens, or frames, of the longest row."""
+    if "shape" in rows.column_names:
+        return max(int(shape[0]) for shape in rows["shape"])
+    return max(len(ids) for ids in rows["input_ids"])
 
 
 def hardware() -> dict[str, Any]:
@@ -212,12 +265,33 @@ def hardware() -> dict[str, Any]:
 
 def save(trainer: SeqTrainer, record: dict[str, Any]) -> None:
     """Model and tokenizer, then `result.json`: a folder with a result is complete."""
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # or it would be pushed without the result
     if trainer.is_world_process_zero():
         file = Path(str(trainer.args.output_dir), "result.json")
         unfinished = file.with_suffix(".tmp")
         unfinished.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         unfinished.replace(file)
+
+
+def publish(trainer: SeqTrainer) -> None:
+    """Push the finished run as `hf-seqmodels export` makes it: with card and checksums, and verified by a stranger.
+
+    Raises:
+        PushFailed: it did not hold up, and nothing was sent; or the Hub did not take it.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    from .hub.export import export
+    from .hub.verify import VerificationError
+
+    run = Path(str(trainer.args.output_dir))
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch, str(trainer.hub_model_id).rpartition("/")[2])
+        try:
+            export(run, folder)
+        except (ValueError, OSError, VerificationError) as error:
+            raise PushFailed(f"nothing was pushed: '{run}' cannot be exported: {one_line(error)}") from None
+        trainer.push_folder(folder)
 
 
 def in_words(found: Mapping[str, float]) -> str:
@@ -230,7 +304,8 @@ def in_words(found: Mapping[str, float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
-    """The program: exit status 0, 2 for what the user can mend, 1 for a run that diverged, 130 after Ctrl-C.
+    """The program: exit status 0, 2 for what the user can mend, 1 for a run that diverged or a push that failed,
+    130 after Ctrl-C.
 
     Each but 0 with one line on stderr.
     """
@@ -238,7 +313,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv, prog)
         record = run(config)
-    except (ConfigError, TrainingDiverged) as error:
+    except (ConfigError, TrainingDiverged, PushFailed) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from exporting_runs import tiny_run
+from hf_seqmodels.hub import cards
 from hf_seqmodels.hub import export as export_module
-from hf_seqmodels.hub.export import ExportError, export, main, redact
+from hf_seqmodels.hub.export import ExportError, export, main
 from hf_seqmodels.hub.files import check_checksums, check_folder, find_secrets, list_files, may_leave
+from hf_seqmodels.hub.saved import redact
 from hf_seqmodels.hub.verify import VerificationError
 from model_table import CASES, build
 
@@ -99,7 +101,7 @@ def test_an_earlier_export_is_replaced_only_when_asked(run, exported, tmp_path):
         with pytest.raises(ExportError, match=message):
             export(run, folder, overwrite=overwrite)
     assert (folder / "precious.txt").read_text() == "x"
-    (folder / "precious.txt").rename(folder / "config.json")
+    (folder / "precious.txt").rename(folder / "SHA256SUMS")
     export(run, folder, overwrite=True)
     check_folder(folder)
     assert "precious.txt" not in list_files(folder)
@@ -204,6 +206,25 @@ def test_what_is_not_fit_is_named_and_nothing_is_written(run, tmp_path, what, ca
     assert error.count("\n") == 1 and error.startswith("hf-seqmodels export: error: ")
     assert re.search(message, error), error
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_is_not_replaced_by_its_own_export(run, capsys):
+    assert main([str(run), str(run), "--overwrite"]) == 2
+    assert "is the run itself" in capsys.readouterr().err and (run / "log.jsonl").is_file()
+
+
+def test_the_card_written_again_is_the_same_and_hides_no_damage(exported, tmp_path, capsys):
+    folder = shutil.copytree(exported[0], tmp_path / "copy")
+    before = {name: (folder / name).read_bytes() for name in list_files(folder)}
+    assert cards.main([str(folder)]) == 0
+    assert {name: (folder / name).read_bytes() for name in list_files(folder)} == before
+    (folder / "README.md").write_text("gone")
+    assert cards.main([str(folder)]) == 0 and check_checksums(folder) == []
+    weights = bytearray(before["model.safetensors"])
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(weights))
+    assert cards.main([str(folder)]) == 2
+    assert "model.safetensors differs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,3 +94,97 @@ def plot_learning_overview(results: Sequence[Mapping[str, Any]], path: Path) -> 
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
     figure.savefig(path, dpi=120)
+
+
+# ---- one model, small enough to lie beside its weights ----------------------------------------------------------
+
+
+def plot_loss_curve(curve: Mapping[str, Sequence[Sequence[float]]], path: Path, unit: str = "loss (nats)") -> None:
+    """Training (line) and validation (points) loss of one run against steps.
+
+    Args:
+        curve: `train` and `validation` as [step, loss] pairs; either may be empty.
+        path: the PNG to write.
+        unit: what the loss is measured in.
+    """
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    styles: dict[str, dict[str, Any]] = {
+        "train": {"color": OKABE_ITO[0], "lw": 1.2},
+        "validation": {"color": OKABE_ITO[5], "marker": "o", "ms": 4, "lw": 1},
+    }
+    for kind, style in styles.items():
+        if curve.get(kind):
+            steps, values = zip(*curve[kind], strict=True)
+            axes.plot(steps, values, label=kind, **style)
+    axes.set(xlabel="step", ylabel=unit)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    save_small(figure, path)
+
+
+def plot_attention(
+    weights: Sequence[tuple[str, Any]], columns: Sequence[str], rows: Sequence[str], path: Path, most: int = 4
+) -> None:
+    """Attention maps side by side: each row is a token that looks, each column a token that is looked at.
+
+    Args:
+        weights: (name, matrix (T, S) of shares) for each layer; the last `most` are shown.
+        columns, rows: the S and T tokens as text.
+        path: the PNG to write.
+    """
+    shown = list(weights)[-most:]
+    side = min(0.9 + 0.13 * max(len(columns), len(rows)), 4.2)
+    high = min(1.1 + 0.13 * len(rows), 4.4)
+    figure = Figure(figsize=(side * len(shown) + 0.6, high), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    most_weight = max(float(matrix.max()) for _, matrix in shown)
+    for axes, (name, matrix) in zip(panels, shown, strict=True):
+        picture = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=most_weight or 1, aspect="auto")
+        axes.set_title(name, fontsize=7)
+        axes.set_xticks(range(len(columns)), [visible(token) for token in columns], fontsize=5, parse_math=False)
+        axes.set_yticks(range(len(rows)), [visible(token) for token in rows], fontsize=5, parse_math=False)
+        axes.tick_params(length=0, pad=1)
+    figure.colorbar(picture, ax=panels[-1], fraction=0.05).ax.tick_params(labelsize=5)
+    save_small(figure, path, colors=128)
+
+
+def plot_gradient_flow(flow: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Norm of d loss / d state against the distance of the state from the loss, in steps; a line for each state.
+
+    Args:
+        flow: from [`evaluation.internals.gradient_flow`].
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, lengths) in enumerate(flow.items()):
+        style = ("-", "--", ":", "-.")[index // len(OKABE_ITO) % 4]
+        axes.plot(
+            range(1, len(lengths) + 1), lengths, color=OKABE_ITO[index % len(OKABE_ITO)], ls=style, lw=1.2, label=name
+        )
+    if any(value > 0 for lengths in flow.values() for value in lengths):
+        axes.set_yscale("log")  # gradients that died out are not drawn: 0 has no place on it
+    axes.set(xlabel="distance to the loss in steps", ylabel="‖d loss / d state‖")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+    save_small(figure, path)
+
+
+def visible(token: str) -> str:
+    """A token as a label: spaces and line ends are seen, and at most 12 characters."""
+    shown = token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+    shown = "".join(char if char.isprintable() else "·" for char in shown)
+    return shown if len(shown) <= 12 else f"{shown[:11]}…"
+
+
+def save_small(figure: Figure, path: Path, dpi: int = 110, colors: int = 64) -> None:
+    """A PNG of at most a few tens of kB, the same bytes each time: a palette of `colors`, no date, no version."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    picture = Image.open(buffer).convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+    staged = path.with_name(f".{path.name}.tmp")
+    picture.save(staged, format="PNG", optimize=True)
+    staged.replace(path)

@@ -15,15 +15,10 @@ from typing import Any
 import yaml
 
 from ..config import one_line
-from .files import UnsafeFolder, check_safetensors, find_secrets, list_files, read_json, write_checksums
+from .files import CHECKSUMS, UnsafeFolder, find_secrets, list_files, write_checksums
+from .saved import first_words, load_strict, load_tokenizer, other_records, read_record, redact
 
-NOT_TOLD = ("hub_token", "push_to_hub_token", "token", "api_key", "password")  # options whose values stay here
-PATHS = ("output_dir", "logging_dir", "resume_from_checkpoint", "train_file", "validation_file", "test_file", "config")
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 FEATURES = ("preprocessor_config.json", "processor_config.json", "feature_extractor_config.json")
-
-# What the card shows of other runs.
-COMPARED = ("model_type", "task", "parameters", "steps", "metrics", "batch_order", "world_size", "data")
 
 DESCRIPTION = """\
 Turn the folder of a run (or anything that save_pretrained wrote) into a repository: weights as safetensors, the
@@ -120,213 +115,62 @@ def export(
         VerificationError: a stranger does not get the same; nothing was written.
     """
     from .card import check_license
+    from .cards import write_card
+    from .golden import write_golden
+    from .verify import verify_as_stranger
 
     check_license(license)
-    _check_target(folder, overwrite)
+    _check_target(run, folder, overwrite)
     if int8 and not onnx:
         raise ExportError("int8 quantizes the ONNX models; say --onnx too")
     if onnx:
         from .onnx_export import require_onnx
 
         require_onnx()
-    record = read_record(run)
-    model = load_strict(run)
+    record, model = read_record(run), load_strict(run)
     with staged(folder) as stage:
-        if code:
-            model.save_pretrained(stage)
-        else:
-            model.save_pretrained(stage, save_code=False)
-        tokenizer = _save_readers(run, stage)
+        model.save_pretrained(stage, **({} if code else {"save_code": False}))
+        _save_readers(run, stage)
         if record is not None:
-            record = redact(record) | {"name": name or folder.name, "compared_with": other_records(run, record)}
-            _save_record(run, stage, record)
-        report = finish(stage, model, record, tokenizer, name or folder.name, license, code, onnx, int8)
+            told = {"name": name or folder.name, "license": license, "compared_with": other_records(run, record)}
+            _save_record(run, stage, redact(record) | told)
+        write_golden(model, stage)
+        report = _add_onnx(stage, int8) if onnx else {}
+        write_card(stage, stage, name or folder.name, license)
+        write_checksums(stage)
+        refuse_secrets(stage)
+        prompt = first_words(record, load_tokenizer(stage))
+        report["stranger"] = verify_as_stranger(stage, prompt, with_package=not code)
+        report["files"] = list_files(stage)
     return report
 
 
-def finish(
-    stage: Path,
-    model: Any,
-    record: dict[str, Any] | None,
-    tokenizer: Any,
-    name: str,
-    license: str,
-    code: bool,
-    onnx: bool,
-    int8: bool,
-) -> dict[str, Any]:
-    """Golden scores, ONNX, card and checksums into the staged folder; then the strangers."""
-    from .golden import write_golden
-    from .verify import verify_as_stranger
+def _add_onnx(stage: Path, int8: bool) -> dict[str, Any]:
+    from .onnx_export import export_onnx
 
-    report: dict[str, Any] = {}
-    write_golden(model, stage)
-    if onnx:
-        from .onnx_export import export_onnx
-
-        report["onnx"] = export_onnx(stage, stage)
+    report = {"onnx": export_onnx(stage, stage)}
     if int8:
         from .quantize import quantize
 
         report["int8"] = quantize(stage, stage)
-    write_card(stage, model, record, tokenizer, others=other_records(stage, record), name=name, license=license)
-    write_checksums(stage)
-    secrets = find_secrets(stage)
-    if secrets:
-        file, kind = secrets[0]
-        raise ExportError(f"'{file}' holds what looks like a secret ({kind}); take it out of the run")
-    prompt = first_words(record, tokenizer)
-    report["stranger"] = verify_as_stranger(stage, prompt, with_package=not code)
-    report["files"] = list_files(stage)
     return report
 
 
-def write_card(
-    folder: Path,
-    model: Any,
-    record: Mapping[str, Any] | None,
-    tokenizer: Any,
-    *,
-    name: str,
-    others: Sequence[Mapping[str, Any]] = (),
-    license: str = "apache-2.0",
-) -> None:
-    """README.md and its pictures in `folder`, from the run's record and the model alone.
-
-    Raises:
-        ExportError: the card breaks a rule of the Hub.
-    """
-    from .card import build_card, check_card, write_plots
-    from .files import weights_hash
-
-    card = build_card(
-        name,
-        record,
-        model,
-        prompt=first_words(record, tokenizer) or None,
-        others=others,
-        license=license,
-        weights_sha256=weights_hash(folder),
-        has_code="auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")),
-        plots=write_plots(folder, record, model, tokenizer),
-    )
-    problems = check_card(str(card))
-    if problems:
-        raise ExportError(f"the card would not be valid: {problems[0]}")
-    card.save(folder / "README.md")
+def refuse_secrets(folder: Path) -> None:
+    """Raise ExportError, without the secret, if any file holds what looks like a token or a private key."""
+    for file, kind in find_secrets(folder):
+        raise ExportError(f"'{file}' holds what looks like a secret ({kind}); take it out of the run")
 
 
-def first_words(record: Mapping[str, Any] | None, tokenizer: Any) -> str:
-    """A prompt for a language model that a run made; empty for others."""
-    if tokenizer is None or record is None or record.get("task") != "causal-lm":
-        return ""
-    if record["config"]["data"].get("dataset") == "pydoc_topics" and not record["config"]["data"].get("train_file"):
-        return "The import statement "
-    return tokenizer.decode([tokenizer.vocab_size // 2])
-
-
-# ---- reading the run --------------------------------------------------------------------------------------------
-
-
-def read_record(run: Path) -> dict[str, Any] | None:
-    """The run's `result.json`; None for a saved model that no run of ours made.
-
-    Raises:
-        ExportError: there is no such folder, it holds no checkpoint, or an unfinished run.
-    """
-    if not run.is_dir():
-        raise ExportError(f"'{run}' is no folder; give the folder of a run, as runs/lm/lstm")
-    if not (run / "config.json").is_file():
-        unfinished = (run / "config.yaml").is_file() or any(run.glob("checkpoint-*"))
-        hint = "the run is not finished; train with --resume" if unfinished else "save_pretrained writes one"
-        raise ExportError(f"'{run}' is no checkpoint: it has no config.json; {hint}")
-    if not (run / "result.json").is_file():
-        return None
-    record = read_json(run / "result.json")
-    if not isinstance(record, dict) or not {"task", "metrics", "config"} <= record.keys():
-        raise ExportError(f"'{run / 'result.json'}' is no record of a run; train again, or delete it")
-    return record
-
-
-def other_records(run: Path, record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The records of the runs beside this one that learned the same task from the same data.
-
-    An exported folder carries them in its own record (`compared_with`), since its neighbours are others.
-    """
-    if record is None:
-        return []
-    if "compared_with" in record:
-        return list(record["compared_with"])
-    found = []
-    for file in sorted(run.resolve().parent.glob("[!.]*/result.json")):
-        if file.parent == run.resolve():
-            continue
-        try:
-            other = read_record(file.parent)
-        except ValueError:  # an unfinished neighbour is no reason to stop
-            continue
-        if other is not None and _learned(other) == _learned(record) and other["config"] != record["config"]:
-            found.append({key: redact(other[key]) for key in COMPARED if key in other} | {"name": file.parent.name})
-    return found
-
-
-def _learned(record: Mapping[str, Any]) -> tuple[str, str]:
-    return record["task"], record["data"]["sha256"]
-
-
-def load_strict(folder: Path) -> Any:
-    """The saved model in its own class; nothing may be missing, left over, or of another shape.
-
-    Raises:
-        ExportError: no weights as safetensors, an unknown class, or tensors that do not fit the configuration.
-    """
-    import transformers
-
-    from ..models import ARCHITECTURES
-
-    shards = sorted(folder.glob("model*.safetensors"))
-    if not shards:
-        raise ExportError(f"'{folder}' has no model.safetensors; save the model with save_pretrained")
-    for shard in shards:
-        check_safetensors(shard)
-    config = read_json(folder / "config.json")
-    names = config.get("architectures") or [] if isinstance(config, dict) else []
-    ours = {cls.__name__: cls for entry in ARCHITECTURES.values() for cls in entry.models.values()}
-    cls = ours.get(names[0], getattr(transformers, names[0], None)) if names else None
-    if cls is None:
-        raise ExportError(
-            f"architectures={names} in '{folder / 'config.json'}' names no class of this package or of transformers; "
-            "save the model with its own save_pretrained"
-        )
-    model, info = cls.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(kind):
-            raise ExportError(f"'{folder}' has {kind.replace('_', ' ')}, the first is {sorted(info[kind])[0]}")
-    return model.eval()
-
-
-def _save_readers(run: Path, stage: Path) -> Any:
-    """Tokenizer and feature settings; returns the tokenizer, None without one."""
-    from transformers import AutoFeatureExtractor, AutoTokenizer
+def _save_readers(run: Path, stage: Path) -> None:
+    """Tokenizer and feature settings."""
+    from transformers import AutoFeatureExtractor
 
     if any((run / name).is_file() for name in FEATURES):
         AutoFeatureExtractor.from_pretrained(run).save_pretrained(stage)
-    if not any((run / name).is_file() for name in TOKENIZERS):
-        return None
-    tokenizer = AutoTokenizer.from_pretrained(run)
-    tokenizer.save_pretrained(stage)
-    return tokenizer
-
-
-def redact(values: Any) -> Any:
-    """Options without tokens and without paths of this machine; what lies in a path is named by its last part."""
-    if isinstance(values, Mapping):
-        return {
-            key: Path(value).name if key in PATHS and isinstance(value, str) and "/" in value else redact(value)
-            for key, value in values.items()
-            if key not in NOT_TOLD
-        }
-    return [redact(value) for value in values] if isinstance(values, list) else values
+    tokenizer = load_tokenizer(run)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(stage)
 
 
 def _save_record(run: Path, stage: Path, record: Mapping[str, Any]) -> None:
@@ -342,15 +186,17 @@ def _save_record(run: Path, stage: Path, record: Mapping[str, Any]) -> None:
 # ---- writing the folder -----------------------------------------------------------------------------------------
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
+def _check_target(run: Path, folder: Path, overwrite: bool) -> None:
+    if folder.resolve() == run.resolve():
+        raise ExportError(f"'{folder}' is the run itself; give another folder for the export")
     if folder.is_file():
         raise ExportError(f"'{folder}' is a file; give a new folder")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not overwrite:
         raise ExportError(f"'{folder}' is not empty; give a new folder, or --overwrite to replace an earlier export")
-    if not (folder / "config.json").is_file():
-        raise ExportError(f"'{folder}' is no earlier export (it has no config.json); it is not replaced")
+    if not (folder / CHECKSUMS).is_file():
+        raise ExportError(f"'{folder}' is no earlier export (it has no {CHECKSUMS}); it is not replaced")
 
 
 @contextmanager

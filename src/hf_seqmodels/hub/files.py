@@ -91,7 +91,7 @@ def check_folder(folder: Path | str) -> None:
                 "(save_pretrained does) and delete it"
             )
     for name in ("config.json", *(name for name in names if name.endswith(".index.json"))):
-        _check_index(root, name, read_json(root / name))
+        check_index(root, name, read_json(root / name))
     weights = [name for name in names if name.endswith(".safetensors")]
     if not any(PurePosixPath(name).name.startswith(("model", "adapter_model")) for name in weights):
         raise UnsafeFolder(f"'{folder}' has no weights (model.safetensors); save_pretrained writes them")
@@ -122,7 +122,8 @@ def read_json(path: Path) -> object:
 def _json_depth(text: str) -> int:
     """How deep brackets nest outside strings, before a parser recurses into them."""
     depth = deepest = 0
-    for found in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text):
+    # A string without an end takes the rest: looking for others in it would take quadratic time.
+    for found in re.finditer(r'"(?:[^"\\]|\\.?)*(?:"|\Z)|[\[{]|[\]}]', text, re.DOTALL):
         if found[0] in "[{":
             depth += 1
             deepest = max(deepest, depth)
@@ -131,7 +132,8 @@ def _json_depth(text: str) -> int:
     return deepest
 
 
-def _check_index(root: Path, index: str, content: object) -> None:
+def check_index(root: Path, index: str, content: object) -> None:
+    """Raise UnsafeFolder unless `content` is an object and, if `index` lists shards, these lie beside it."""
     if not isinstance(content, dict):
         raise UnsafeFolder(f"'{index}' holds no JSON object; save the checkpoint again")
     if not index.endswith(".index.json"):
@@ -221,7 +223,8 @@ def check_checksums(folder: Path | str) -> list[str]:
     names = {name for name in list_files(root) if name != CHECKSUMS}
     problems = [f"{name} is missing" for name in sorted(listed.keys() - names)]
     problems += [f"{name} differs" for name in sorted(listed.keys() & names) if sha256(root / name) != listed[name]]
-    return problems + [f"{name} is not listed" for name in sorted(names - listed.keys()) if may_leave(name, onnx=True)]
+    unlisted = sorted(names - listed.keys() - {".gitattributes"})  # the Hub writes one into every repository
+    return problems + [f"{name} is not listed" for name in unlisted if may_leave(name, onnx=True)]
 
 
 # ---- secrets ----------------------------------------------------------------------------------------------------

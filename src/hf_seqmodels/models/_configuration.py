@@ -12,6 +12,7 @@ from ._versions import PreTrainedConfig, strict
 
 # Largest sizes that are accepted, so that a broken file fails here and not in the allocator.
 MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 1_000, 1_000_000, 100_000_000
+MOST_LABELS, MOST_DEPTH = 100_000, 64  # of a JSON file: levels of brackets
 
 # Other names are repositories, whose code transformers would download and run.
 KNOWN_KERNELS = {
@@ -90,6 +91,7 @@ class SequenceConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         refuse_unknown_kernels(kwargs)
+        refuse_strange_settings(kwargs)
         self._refuse_misspelt(kwargs)
         self.check_ranges()  # first: transformers asks for `layer_types`, a list as long as the layers are many
         super().__post_init__(**kwargs)
@@ -135,6 +137,7 @@ class SequenceConfig(PreTrainedConfig):
         rule = f"None or a token id, 0 to vocab_size − 1 = {self.vocab_size - 1}"
         self.require("pad_token_id", rule, self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size)
         self.require("initializer_range", "above 0 and at most 1", 0 < self.initializer_range <= 1)
+        self.require("architectures", "a list of class names", isinstance(self.architectures or [], list | tuple))
 
     def validate_architecture(self):
         """Called by `@strict`: the same rules again, so that a changed configuration is not saved broken."""
@@ -144,6 +147,30 @@ class SequenceConfig(PreTrainedConfig):
     def output_size(self) -> int:
         """Width of the backbone's output, which every head reads."""
         return self.hidden_size
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; ValueError for JSON that is no object or nests without end."""
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (RecursionError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the config.json of {pretrained_model_name_or_path} holds no configuration ({_in_a_line(error)}): "
+                "save the model again"
+            ) from None
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers; whatever is wrong in a file raises ValueError, in one line that names this class."""
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"{cls.__name__}: a configuration is a JSON object, not {config_dict!r:.80}")
+        _refuse_deep(config_dict)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # of `@strict`, or wherever in transformers a value of a strange type arrives
+            raise ValueError(f"{cls.__name__}: the configuration is broken: {_in_a_line(error)}") from error
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """As in transformers; when `auto_map` names modelling files, they are written beside config.json."""
@@ -162,6 +189,32 @@ def refuse_unknown_kernels(settings: dict) -> None:
                     f"{key}={name!r} is not allowed in a configuration: it must be one of "
                     f"{', '.join(map(repr, known))} (set other kernels on the model, after loading it)"
                 )
+
+
+def refuse_strange_settings(settings: dict) -> None:
+    """Raise ValueError for what transformers would follow out of a configuration without looking at it."""
+    if settings.get("transformers_weights") is not None:  # it may be a pickle, or an index that names other files
+        raise ValueError(
+            f"transformers_weights={settings['transformers_weights']!r} is not allowed in a configuration: weights "
+            "are read from model.safetensors, or from the shards of its index"
+        )
+    labels = settings.get("num_labels")
+    if labels is not None and not (isinstance(labels, int) and 0 <= labels <= MOST_LABELS):
+        raise ValueError(f"num_labels={labels!r} is not allowed: it must be a whole number from 0 to {MOST_LABELS}")
+
+
+def _refuse_deep(config_dict: dict) -> None:
+    """Raise ValueError for values nested so deeply that copying them would fail."""
+    level: list = [config_dict]
+    for _ in range(MOST_DEPTH):
+        insides = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [inner for inside in insides for inner in inside if isinstance(inner, dict | list)]
+    if level:
+        raise ValueError(f"the configuration nests more than {MOST_DEPTH} levels deep: save the model again")
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _copy_code(config_class: type, references: set[str], folder: Path) -> None:

@@ -16,7 +16,6 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
 )
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -26,13 +25,15 @@ from ..metrics import load_metric
 from .batches import BatchOrder, BatchSampler, FilledDataset
 from .optim import build_optimizer, build_scheduler
 from .progress import LogFile, Progress
+from .pushing import Pushing
+from .resume import check_checkpoint
 
 
 class TrainingDiverged(RuntimeError):
     """The loss or a weight is NaN or infinite: one line that names the step."""
 
 
-class SeqTrainer(Trainer):
+class SeqTrainer(Pushing):
     """Trains any model of transformers whose loss takes `num_items_in_batch`; others train as in the stock Trainer.
 
     - The training loss is the mean over all targets of the global batch, for any accumulation and process count.
@@ -44,6 +45,7 @@ class SeqTrainer(Trainer):
     - The processes, the wrapper and the device are compared with what was asked for.
     - A loss that is not finite stops the run within one step, and broken weights are never saved.
     - Nothing is written but the model, its tokenizer and the checkpoints; the model card is not the Trainer's.
+    - What is pushed holds no pickle, and no push fails unheard (see [`Pushing`]).
 
     Args:
         log_file: every logged line is appended to it as JSON, by the first process only.
@@ -97,6 +99,8 @@ class SeqTrainer(Trainer):
         self._evaluated = torch.zeros(2, dtype=exact, device=args.device)
         if self._fills:
             self.train_dataset = None if self.train_dataset is None else FilledDataset(self.train_dataset)
+        if args.push_to_hub:
+            self.init_hf_repo()
 
     # ---- batches ------------------------------------------------------------------------------------------------
 
@@ -154,19 +158,22 @@ class SeqTrainer(Trainer):
         """As in the stock Trainer.
 
         Raises:
-            ConfigError: nothing to resume from, or the model is not wrapped as asked for.
+            ConfigError: nothing to resume from (or more than tensors), or the model is not wrapped as asked for.
             TrainingDiverged: the loss or a weight is not finite.
+            PushFailed: training is done, and a push on the way failed.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._newest_checkpoint()
             if resume_from_checkpoint is None:
                 raise ConfigError(f"there is no checkpoint in '{self._folder}' to resume from")
         if resume_from_checkpoint:
+            check_checkpoint(Path(resume_from_checkpoint))
             self.batch_order.load(Path(resume_from_checkpoint))
         with self._without_cache():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._check_loss()
         self.batch_order.flush(self._add_across_processes)
+        self.raise_failed_pushes()
         return output
 
     def _run_epoch(self, *args, **kwargs):
@@ -296,17 +303,13 @@ class SeqTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Model and tokenizer, by the first process; the config says `use_cache` as it was before training."""
+        self._check_weights()
         during = getattr(self.model.config, "use_cache", None)
         self._set_use_cache(self._config_use_cache)
         try:
             super().save_model(output_dir, _internal_call)
         finally:
             self._set_use_cache(during)
-        if self.args.should_save:  # the pickle holds the arguments, hub_token included
-            Path(output_dir or self._folder, "training_args.bin").unlink(missing_ok=True)
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Writes nothing: the card is made from the run's result, not from the Trainer's template."""
 
     def _set_use_cache(self, value: bool | None) -> None:
         if value is not None:

@@ -1,0 +1,340 @@
+"""What a run's record says, section by section, as Markdown. What a record does not hold is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ..data import SYNTHETIC
+from .card_text import code, escape, fence, one_line, plain, table
+
+# Score → (in words, digits, unit); in the order of the results' columns.
+MEASURES = {
+    "bits_per_token": ("bits per token", 3),
+    "accuracy": ("accuracy", 4),
+    "exact_match": ("exact match", 4),
+    "f1": ("F1", 4),
+    "mse": ("mean squared error", 5),
+    "loss": ("loss (nats)", 4),
+}
+_PYDOC = "the help topics of Python's pydoc"
+_PATH = re.compile(r"^(?:[/~\\]|[A-Za-z]:[/\\])")
+_HERE = ("output_dir", "logging_dir", "run_name", "local_rank", "resume_from_checkpoint", "hub_token")
+Record = Mapping[str, Any]
+# Entry of a record → what it is, where it is there.
+_NUMBER = (int, float)
+SHAPE: dict[str, Any] = {
+    **dict.fromkeys(("parameters", "steps", "seconds", "targets", "world_size", "best_step"), _NUMBER),
+    **dict.fromkeys(("model_type", "task", "name"), str),
+    **dict.fromkeys(("config", "data", "metrics", "seeds", "hardware", "versions", "curve", "batch_order"), Mapping),
+    **dict.fromkeys(("measured", "chance", "git", "emissions", "model_config"), Mapping),
+    "config.data": Mapping,
+    "config.model": Mapping,
+    "config.training": Mapping,
+    "data.windows": Mapping,
+    "data.longest": Mapping,
+    "data.out_of_vocabulary": _NUMBER,
+    "data.sha256": str,
+    "data.example": str,
+    "batch_order.digest": str,
+    "git.commit": str,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """What a model learned from: identifier, name in words, language, licence, and where it comes from."""
+
+    identifier: str
+    name: str
+    language: str | None
+    license: str
+    source: str
+
+
+def read(record: Record, name: str = "record") -> dict[str, Any]:
+    """A record as plain JSON values of the right kinds.
+
+    Raises:
+        ValueError: a number is NaN or infinite, or an entry is of another kind than a run writes.
+    """
+    found = plain(record, name)
+    metrics = found.get("metrics")
+    splits = [f"metrics.{split}" for split in metrics] if isinstance(metrics, Mapping) else []
+    numbers = {"measured", "chance", "data.windows", "data.longest", *splits}
+    wanted = SHAPE | dict.fromkeys(splits, Mapping)
+    for key, kind in wanted.items():
+        value: Any = found
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        items = value.values() if isinstance(value, Mapping) and key in numbers else ()
+        if value is not None and not (isinstance(value, kind) and all(isinstance(item, _NUMBER) for item in items)):
+            raise ValueError(f"{name}.{key} is not what a run writes there; train again, or mend result.json")
+    return found
+
+
+def dataset_of(record: Record) -> DataSet:
+    """The data of a record. Text files of a user are named by their last part, and their licence is not known."""
+    data = record.get("config", {}).get("data", {})
+    if data.get("train_file"):
+        file = PurePath(one_line(data["train_file"])).name
+        unknown = "unknown: these are files of whoever trained the model, who must name it"
+        return DataSet(file, file, None, unknown, "text files given by whoever trained the model")
+    name = one_line(data.get("dataset", "unknown"))
+    if name == "pydoc_topics":
+        source = "the standard library of the Python that trained it (`pydoc_data.topics`), split by topic"
+        return DataSet(name, _PYDOC, "en", "PSF-2.0, the licence of Python's documentation", source)
+    if name in SYNTHETIC:
+        what = inspect.getdoc(SYNTHETIC[name].example) or ""
+        made = "Apache-2.0, as the package hf\\_seqmodels, which makes it from a seed without outside sources"
+        return DataSet(name, name.replace("_", " "), None, made, " ".join(what.split("\n\n")[0].split()))
+    return DataSet(name, name, None, "unknown", "not recorded")
+
+
+def run_name(record: Record) -> str:
+    """What a run is called in a table: its `name`, or the last part of the folder it was written to."""
+    folder = record.get("config", {}).get("training", {}).get("output_dir") or ""
+    return one_line(record.get("name") or PurePath(str(folder)).name or record.get("model_type", "model"))
+
+
+# ---- results ----------------------------------------------------------------------------------------------------
+
+
+def scores(record: Record) -> list[str]:
+    """The measures that a record has, the loss only where there is nothing better."""
+    found = [name for name in MEASURES if any(name in split for split in record.get("metrics", {}).values())]
+    return [name for name in found if name != "loss"] or found
+
+
+def results(name: str, record: Record, others: Sequence[Record]) -> str:
+    """The model's row, then those of the same task and data, best first; then what was measured besides."""
+    measures, splits = scores(record), list(record.get("metrics", {}))
+    if not measures:
+        return ""
+    head = ["model", "architecture", "parameters", "steps"]
+    head += [f"{escape(split)}, {MEASURES[measure][0]}" for split in splits for measure in measures]
+
+    def row(title: str, found: Record) -> list[str]:
+        cells = [title, escape(found.get("model_type", "–"))]
+        cells += [f"{found[key]:,}" if key in found else "–" for key in ("parameters", "steps")]
+        for split in splits:
+            values = found.get("metrics", {}).get(split, {})
+            cells += [f"{values[m]:.{MEASURES[m][1]}f}" if m in values else "–" for m in measures]
+        return cells
+
+    beside = sorted(comparable(record, others), key=lambda other: _rank(other, measures[0]))
+    rows = [row(f"**{escape(name)}** (this one)", record)]
+    rows += [row(escape(run_name(other)), other) for other in beside]
+    for measure, value in (record.get("chance") or {}).items():
+        if measure in measures:
+            label, digits = MEASURES[measure]
+            empty = ["–"] * 3
+            told = [f"{value:.{digits}f}" if m == measure and s == "test" else "–" for s in splits for m in measures]
+            rows.append([f"a guess ({label})", *empty, *told])
+    parts = [table(head, rows, words=2), _explain(record, beside, measures)]
+    measured = record.get("measured") or {}
+    if measured:
+        parts.append(table(["measured", "value"], [(escape(key), f"{value:,.0f}") for key, value in measured.items()]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def comparable(record: Record, others: Sequence[Record]) -> list[Record]:
+    """Those of the same task that learned from the same data (sha256), without the record itself."""
+
+    def key(found: Record) -> tuple[Any, Any]:
+        return found.get("task"), found.get("data", {}).get("sha256")
+
+    def itself(other: Record) -> bool:
+        return {k: v for k, v in other.items() if k != "name"} == {k: v for k, v in record.items() if k != "name"}
+
+    return [other for other in others if key(other) == key(record) and key(record)[1] and not itself(other)]
+
+
+def _rank(record: Record, measure: str) -> tuple[float, str]:
+    value = record.get("metrics", {}).get("test", {}).get(measure, float("inf"))
+    return (value if measure in ("bits_per_token", "mse", "loss") else -value), run_name(record)
+
+
+def _explain(record: Record, beside: Sequence[Record], measures: Sequence[str]) -> str:
+    lines = []
+    block = record.get("config", {}).get("data", {}).get("block_size")
+    if "bits_per_token" in measures:
+        windows = record.get("task") == "causal-lm" and not _is_made(record) and block
+        how = f"; each window of {block} tokens is read without the text before it" if windows else ""
+        lines.append(f"Bits per token are the mean of −log2 p over all targets of a split{how}.")
+    digest = (record.get("batch_order") or {}).get("digest")
+    if beside and digest:
+        same = [other for other in beside if (other.get("batch_order") or {}).get("digest") == digest]
+        count = "All" if len(same) == len(beside) else f"{len(same)} of the {len(beside)} others"
+        text = f"{count} were trained on the same batches in the same order (digest {code(digest[:16])})."
+        lines.append(text.replace("All were", "All others were"))
+    return " ".join(lines)
+
+
+def _is_made(record: Record) -> bool:
+    return record.get("config", {}).get("data", {}).get("dataset") in SYNTHETIC
+
+
+# ---- data, options, provenance ------------------------------------------------------------------------------------
+
+
+def data(record: Record) -> str:
+    """Name, source, licence, hash and sizes."""
+    found, known = dataset_of(record), record.get("data", {})
+    lines = [f"- **{escape(found.name)}** ({code(found.identifier)}): {found.source}"]
+    lines += [f"- licence: {found.license}"]
+    if known.get("sha256"):
+        lines.append(f"- sha256 of the contents: {code(known['sha256'])}")
+    if known.get("windows"):
+        sizes = ", ".join(f"{escape(split)} {count:,}" for split, count in known["windows"].items())
+        lines.append(f"- {'windows' if not _is_made(record) else 'examples'}: {sizes}")
+    return "\n".join(lines)
+
+
+def options_of(record: Record) -> dict[str, Any]:
+    """The run's options without places of the machine that trained, and without a data set that files replace."""
+    values = without_paths(record.get("config", {}))
+    if values.get("data", {}).get("train_file"):
+        values["data"].pop("dataset", None)
+    return values
+
+
+def without_paths(value: Any) -> Any:
+    """A path becomes its last part; where the run wrote is left out."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(item) for key, item in value.items() if key not in _HERE}
+    if isinstance(value, str) and _PATH.match(value):
+        return PurePath(value.replace("\\", "/")).name
+    return [without_paths(item) for item in value] if isinstance(value, list) else value
+
+
+def changed_options(record: Record) -> str:
+    """The recipe's options that differ from the defaults, as YAML."""
+    values = options_of(record)
+    config = CONFIG_MAPPING[record["model_type"]] if record.get("model_type") in CONFIG_MAPPING else None
+
+    def changed(section: str, cls: Any) -> dict[str, Any]:
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)} if cls else {}
+        return {key: value for key, value in values.get(section, {}).items() if value != defaults.get(key)}
+
+    told = {"model": changed("model", config), "data": values.get("data", {})}
+    told["training"] = changed("training", TrainingArguments)
+    return _yaml({key: value for key, value in told.items() if value})
+
+
+def whole_configuration(record: Record) -> str:
+    """The run's options and the model's configuration, as YAML."""
+    run = fence(_yaml(options_of(record)), "yaml")
+    model = record.get("model_config")
+    return f"{run}\n\n{fence(_yaml(without_paths(model)), 'yaml')}" if model else run
+
+
+def _yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    if "".join(text.split("\n")).isprintable():
+        return text
+    return yaml.safe_dump(value, sort_keys=False, width=100)  # what cannot be seen is spelt out
+
+
+def provenance(record: Record, weights_sha256: str | None) -> str:
+    """Seeds, steps, time, machine, versions, commit, hashes, CO₂: a line each, for what is recorded."""
+    hardware, versions, git = (record.get(key) or {} for key in ("hardware", "versions", "git"))
+    lines = []
+    if record.get("seeds"):
+        lines.append("seeds: " + ", ".join(f"{escape(name)} {value}" for name, value in record["seeds"].items()))
+    if "steps" in record:
+        best = f", the weights are those of step {record['best_step']:,}" if record.get("best_step") else ""
+        lines.append(f"optimizer steps: {record['steps']:,}{best}")
+    if "seconds" in record:
+        processes = record.get("world_size", 1)
+        lines.append(f"wall time: {record['seconds']:,.0f} s on {processes} process{'es' if processes > 1 else ''}")
+    if hardware:
+        cores = f"{hardware.get('cores')} CPU cores, {hardware.get('torch_threads')} threads of torch"
+        parts = [hardware.get("gpu") or cores, hardware.get("machine"), hardware.get("system")]
+        lines.append("hardware: " + escape(", ".join(str(part) for part in parts if part)))
+    if record.get("mixed_precision") not in (None, "no"):
+        lines.append(f"mixed precision: {escape(record['mixed_precision'])}")
+    if versions:
+        lines.append("versions: " + ", ".join(f"{escape(name)} {escape(value)}" for name, value in versions.items()))
+    if git.get("commit"):
+        dirty = "with changes that are not committed" if git.get("dirty") else "clean"
+        lines.append(f"git commit of hf\\_seqmodels: {code(git['commit'])}, {dirty}")
+    if (record.get("batch_order") or {}).get("digest"):
+        lines.append(f"digest of all batches in their order: {code(record['batch_order']['digest'])}")
+    if weights_sha256:
+        lines.append(f"weights: sha256 {code(weights_sha256)}")
+    if record.get("emissions"):
+        lines.append(_emissions(record["emissions"]))
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _emissions(found: Record) -> str:
+    return (
+        f"CO₂: {found['co2_kg'] * 1000:.3g} g for {found['energy_kwh'] * 1000:.3g} Wh with the electricity of "
+        f"{escape(found['country'])}, estimated by codecarbon {escape(found['codecarbon'])} without a network"
+    )
+
+
+# ---- limits -----------------------------------------------------------------------------------------------------
+
+
+def limits(record: Record | None, config: Any) -> str:
+    """What the model was never shown, with the numbers that are known."""
+    longest = getattr(config, "max_position_embeddings", None)
+    learned = getattr(config, "positions", "learned") == "learned"
+    hard = [f"It cannot read more than {longest:,} positions."] if longest and learned else []
+    if record is None:
+        lines = ["What it learned from, and how well, is not recorded here: measure it before you rely on it.", *hard]
+        return "\n".join(f"- {line}" for line in lines)
+    lines = [_knows(record), _context(record), *hard]
+    known = record.get("data", {})
+    if "out_of_vocabulary" in known:
+        share = known["out_of_vocabulary"]
+        lines.append(f"Out of vocabulary: {share:.2%} of the test text's tokens are unknown to the tokenizer.")
+    seed = record.get("seeds", {}).get("seed")
+    if seed is not None:
+        lines.append(f"One seed ({seed}) was trained: how far other seeds would differ was not measured.")
+    windows = known.get("windows", {})
+    if windows.get("test"):
+        unit = "examples" if _is_made(record) else "windows"
+        lines.append(f"Its scores come from {windows['test']:,} test {unit} of the same source, and from no other.")
+    return "\n".join(f"- {line}" for line in lines if line)
+
+
+def _knows(record: Record) -> str:
+    found = dataset_of(record)
+    count = f"{record['targets']:,} training targets" if "targets" in record else "its training targets"
+    if _is_made(record):
+        return f"It saw {count} of a task made in code; the scores say nothing about real data."
+    if found.language:
+        return f"It saw {count} of {found.name}, in English, and knows nothing else; what it writes is no information."
+    return f"It saw {count} of {escape(found.name)} and knows nothing else; it may repeat that text word for word."
+
+
+def _context(record: Record) -> str:
+    longest = record.get("data", {}).get("longest")
+    if longest:
+        told = ", ".join(f"{count:,} in {escape(split)}" for split, count in longest.items())
+        return f"Longest context tried, in tokens or frames: {told}. Nothing longer was measured."
+    values = record.get("config", {}).get("data", {})
+    if values.get("block_size") and not _is_made(record):
+        return f"Longest context tried: windows of {values['block_size']:,} predictions. Nothing longer was measured."
+    return ""
+
+
+def citations(keys: Sequence[str], package_version: str | None) -> str:
+    """BibTeX of the papers and of this package."""
+    entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").strip().split("\n\n")
+    found = {entry.partition("{")[2].partition(",")[0]: entry for entry in entries}
+    version = f"  version = {{{one_line(package_version)}}},\n" if package_version else ""
+    title = "{hf_seqmodels}: recurrent networks and Transformers as Hugging Face models"
+    package = f"@software{{hf_seqmodels,\n  title   = {{{title}}},\n{version}  license = {{Apache-2.0}},\n}}"
+    return fence("\n\n".join([*(found[key] for key in keys), package]), "bibtex")
