@@ -56,8 +56,10 @@ publish-walkthrough: $(VENV)/.installed
 app-picture: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python tests/inference/screenshot.py zoo results/app.png
 
+# Needs PyPI's own JSON service; a mirror without it fails here, as it should: nothing was audited then.
 audit: $(VENV)/.installed
-	$(BIN)/pip-audit --disable-pip --no-deps -r constraints.txt
+	$(PIP) install -q pip-audit
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip --strict
 
 test: $(VENV)/.installed
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_seqmodels.models._configuration_stack import DISTRIBUTIONS
+from hf_seqmodels.models.shared_configuration_stack import DISTRIBUTIONS
 from model_table import Case, build
 
 HEAD = "time-series-prediction"

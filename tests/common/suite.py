@@ -22,7 +22,7 @@ from transformers_tests.test_modeling_common import ModelTesterMixin
 from transformers_tests.test_training_mixin import TrainingTesterMixin
 
 from hf_seqmodels.models import ARCHITECTURES, Architecture
-from hf_seqmodels.models._base import SequencePreTrainedModel
+from hf_seqmodels.models.shared_base import SequencePreTrainedModel
 
 # The upstream tests ask these tables which labels a class takes.
 NAME_TABLES = {

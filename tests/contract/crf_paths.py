@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-from hf_seqmodels.models._crf import LinearChainCRF
+from hf_seqmodels.models.shared_crf import LinearChainCRF
 
 K = 3  # labels
 

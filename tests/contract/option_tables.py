@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from hf_seqmodels.models import ARCHITECTURES
-from hf_seqmodels.models._configuration_patterns import PATTERNS
-from hf_seqmodels.models._configuration_stack import DISTRIBUTIONS
-from hf_seqmodels.models._configuration_transformer import ACTIVATIONS, POSITIONS
+from hf_seqmodels.models.shared_configuration_patterns import PATTERNS
+from hf_seqmodels.models.shared_configuration_stack import DISTRIBUTIONS
+from hf_seqmodels.models.shared_configuration_transformer import ACTIVATIONS, POSITIONS
 from model_table import FEATURES, FRAME, Case, build_config
 from model_table import RECURRENT as RECURRENT_ARCHITECTURES
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from crf_paths import K, all_paths, draw_labels, slow_log_likelihood
 
-from hf_seqmodels.models._crf import LinearChainCRF
+from hf_seqmodels.models.shared_crf import LinearChainCRF
 from model_table import assert_close, assert_same_gradients, make_mask, named_gradients
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from hf_seqmodels.models import ARCHITECTURES
-from hf_seqmodels.models._crf import LinearChainCRF
+from hf_seqmodels.models.shared_crf import LinearChainCRF
 from model_table import (
     PADDINGS,
     SIZES,
@@ -189,7 +189,7 @@ def test_saved_and_loaded(case, tmp_path):
     assert set(model.state_dict()) - set(plain.state_dict()) == names
     assert set(plain.state_dict()) <= set(model.state_dict())
     model.save_pretrained(tmp_path)
-    assert (tmp_path / "_crf.py").exists()
+    assert (tmp_path / "shared_crf.py").exists()
     loaded = AutoModelForTokenClassification.from_pretrained(tmp_path)
     assert loaded.config.crf is True
     for name, tensor in model.state_dict().items():

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from hf_seqmodels.models._attention import AttentionPooling, AttentionScore, attend, eager_attention_forward
-from hf_seqmodels.models._recurrence import find_valid_steps
+from hf_seqmodels.models.shared_attention import AttentionPooling, AttentionScore, attend, eager_attention_forward
+from hf_seqmodels.models.shared_recurrence import find_valid_steps
 from model_table import CELLS, Case, build, build_layer, perturb
 
 MASK = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1]])

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from hf_seqmodels import TransformerDecoderConfig
 from hf_seqmodels.evaluation.attention_memory import build_model, train_once
-from hf_seqmodels.models._lsh_attention import LSHAttention
-from hf_seqmodels.models._token_layout import lay_out_tokens
+from hf_seqmodels.models.shared_lsh_attention import LSHAttention
+from hf_seqmodels.models.shared_token_layout import lay_out_tokens
 from model_table import (
     TOLERANCE,
     Case,

@@ -21,7 +21,7 @@ from option_tables import (
 )
 
 from hf_seqmodels.models import ARCHITECTURES
-from hf_seqmodels.models._configuration import OPTIONS_OF
+from hf_seqmodels.models.shared_configuration import OPTIONS_OF
 from model_table import (
     CASES,
     FRAME,

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_seqmodels.models._recurrence import find_valid_steps
-from hf_seqmodels.models._regularisation import LockedDropout, activation_penalty
+from hf_seqmodels.models.shared_recurrence import find_valid_steps
+from hf_seqmodels.models.shared_regularisation import LockedDropout, activation_penalty
 from model_table import (
     CELLS,
     RECURRENT,

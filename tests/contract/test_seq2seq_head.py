@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
-from hf_seqmodels.models._heads_seq2seq import shift_right
+from hf_seqmodels.models.shared_heads_seq2seq import shift_right
 from model_table import Case, assert_close, assert_same_gradients, make_ids, named_gradients
 from model_table import build as build_case
 from seq2seq_cases import SOURCE_MASK, TARGET_MASK, build_system, each_system, make_batch

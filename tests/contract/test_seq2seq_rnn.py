@@ -5,7 +5,7 @@ import torch
 from test_gradcheck import check, draw
 from transformers import DynamicCache
 
-from hf_seqmodels.models._recurrence import find_valid_steps
+from hf_seqmodels.models.shared_recurrence import find_valid_steps
 from model_table import TOLERANCE, assert_close, assert_same_gradients, make_ids, named_gradients
 from seq2seq_cases import SOURCE_MASK, TARGET_MASK, build_system, each_system, make_batch
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_seqmodels.models._recurrence import find_valid_steps
+from hf_seqmodels.models.shared_recurrence import find_valid_steps
 from model_table import PADDINGS, TOLERANCE, assert_close, build_layer, make_mask
 
 

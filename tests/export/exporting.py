@@ -24,39 +24,46 @@ SOURCE = Path(hf_seqmodels.models.__file__).parent
 HERE = Path(__file__).parent
 
 # All that a model of each architecture needs, and nothing else: what a stranger's folder must hold.
-_ALL = {"_base.py", "_cache.py", "_configuration.py", "_inputs.py", "_versions.py"}
-_TOKENS = _ALL | {"_heads.py", "_regularisation.py"}
+_ALL = {"shared_base.py", "shared_cache.py", "shared_configuration.py", "shared_inputs.py", "shared_versions.py"}
+_TOKENS = _ALL | {"shared_heads.py", "shared_regularisation.py"}
 _STACK = _TOKENS | {
-    "_configuration_stack.py",
-    "_crf.py",
-    "_outputs.py",
-    "_heads_classification.py",
-    "_heads_speech.py",
+    "shared_configuration_stack.py",
+    "shared_crf.py",
+    "shared_outputs.py",
+    "shared_heads_classification.py",
+    "shared_heads_speech.py",
 }
-_SERIES = {"_distributions.py", "_heads_series.py", "_series.py"}
-_RECURRENT = _STACK | _SERIES | {"_configuration_cell.py", "_configuration_recurrent.py", "_encoder.py"}
-_RECURRENT |= {"_recurrence.py", "_recurrent_model.py"}
-_TRANSFORMER = {"_attention.py", "_configuration_transformer.py", "_lsh_attention.py", "_sliding_window.py"}
-_TRANSFORMER |= {"_token_layout.py", "_transformer.py"}
-_PATTERNS = {"_configuration_patterns.py"}
+_SERIES = {"shared_distributions.py", "shared_heads_series.py", "shared_series.py"}
+_RECURRENT = (
+    _STACK | _SERIES | {"shared_configuration_cell.py", "shared_configuration_recurrent.py", "shared_encoder.py"}
+)
+_RECURRENT |= {"shared_recurrence.py", "shared_recurrent_model.py"}
+_TRANSFORMER = {
+    "shared_attention.py",
+    "shared_configuration_transformer.py",
+    "shared_lsh_attention.py",
+    "shared_sliding_window.py",
+}
+_TRANSFORMER |= {"shared_token_layout.py", "shared_transformer.py"}
+_PATTERNS = {"shared_configuration_patterns.py"}
 
 
 def _own(*names: str) -> set[str]:
     return {f"{kind}_{name}.py" for kind in ("configuration", "modeling") for name in names}
 
 
-_CELLS = {"_cells.py"} | _own("rnn", "lstm", "gru")
+_CELLS = {"shared_cells.py"} | _own("rnn", "lstm", "gru")
 SHIPPED = {
     "seq_rnn": _RECURRENT | _own("rnn"),
     "seq_lstm": _RECURRENT | _own("lstm"),
     "seq_gru": _RECURRENT | _own("gru"),
-    "seq_attention_rnn": _RECURRENT | _CELLS | {"_attention.py"} | _own("attention_rnn"),
+    "seq_attention_rnn": _RECURRENT | _CELLS | {"shared_attention.py"} | _own("attention_rnn"),
     "seq_attention_rnn_seq2seq": _RECURRENT
     | _CELLS
-    | {"_attention.py", "_heads_seq2seq.py", "_seq2seq.py", "_seq2seq_recurrent.py"}
+    | {"shared_attention.py", "shared_heads_seq2seq.py", "shared_seq2seq.py", "shared_seq2seq_recurrent.py"}
     | _own("attention_rnn_seq2seq"),
-    "seq_conv_lstm": _ALL | {"_frames.py", "_recurrence.py"} | _own("conv_lstm"),
-    "seq_transformer": _TOKENS | _TRANSFORMER | {"_heads_seq2seq.py", "_seq2seq.py"} | _own("transformer"),
+    "seq_conv_lstm": _ALL | {"shared_frames.py", "shared_recurrence.py"} | _own("conv_lstm"),
+    "seq_transformer": _TOKENS | _TRANSFORMER | {"shared_heads_seq2seq.py", "shared_seq2seq.py"} | _own("transformer"),
     "seq_transformer_encoder": _STACK | _TRANSFORMER | _PATTERNS | _own("transformer_encoder"),
     "seq_transformer_decoder": _STACK | _SERIES | _TRANSFORMER | _PATTERNS | _own("transformer_decoder"),
 }

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
-from hf_seqmodels.models import ARCHITECTURES, _versions
+from hf_seqmodels.models import ARCHITECTURES, shared_versions
 from model_table import assert_close, build, build_config, each_case_and_head, make_inputs
 
 each_plain = pytest.mark.parametrize("case", PLAIN, ids=str)
@@ -138,12 +138,12 @@ def test_shipped_files_are_all_that_is_imported(case):
 
 
 def test_too_old_versions_are_named_with_the_way_out():
-    _versions.check_versions()
-    _versions.check_versions({"torch": (2, 1)})
+    shared_versions.check_versions()
+    shared_versions.check_versions({"torch": (2, 1)})
     with pytest.raises(ImportError, match=r"need torch >= 99\.0, found 2\..*: pip install -U 'torch>=99\.0'"):
-        _versions.check_versions({"torch": (99, 0)})
+        shared_versions.check_versions({"torch": (99, 0)})
     with pytest.raises(ImportError, match=r"need transformers >= 5\.999"):
-        _versions.check_versions({"torch": (2, 1), "transformers": (5, 999)})
+        shared_versions.check_versions({"torch": (2, 1), "transformers": (5, 999)})
 
 
 @pytest.mark.parametrize("architecture", SHIPPED)
@@ -153,7 +153,7 @@ def test_old_transformers_is_named_before_anything_newer_is_imported(architectur
         shutil.copyfile(SOURCE / name, tmp_path / name)
     configuration = f"configuration_{architecture.removeprefix('seq_')}.py"
     # Old loaders copy only what the first file itself imports, so it must name the file with the check.
-    assert "from ._versions import" in (tmp_path / configuration).read_text()
+    assert "from .shared_versions import" in (tmp_path / configuration).read_text()
     code = (
         "import importlib.metadata, sys, transformers\n"
         "importlib.metadata.version = lambda package: {'torch': '2.13.0', 'transformers': '4.57.1'}[package]\n"

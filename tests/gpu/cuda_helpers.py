@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hf_seqmodels.models import ARCHITECTURES
-from hf_seqmodels.models._recurrence import RecurrentLayer
+from hf_seqmodels.models.shared_recurrence import RecurrentLayer
 from model_table import Case
 
 needs_cuda = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cuda_helpers import each_plain, each_recurrent, layers_of, needs_cuda, train_step
 
-from hf_seqmodels.models._recurrence import find_valid_steps
+from hf_seqmodels.models.shared_recurrence import find_valid_steps
 from model_table import CAUSAL_CASES, assert_close, build, make_ids, make_mask, output_of
 
 pytestmark = needs_cuda

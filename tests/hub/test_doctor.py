@@ -151,7 +151,7 @@ def test_all_checks_with_a_process_that_lacks_this_package(published):
 
 def test_code_that_only_works_beside_this_package_fails_in_a_fresh_process(published, tmp_path):
     folder = shutil.copytree(published, tmp_path / "copy")
-    (folder / "_cells.py").unlink(missing_ok=True)
+    (folder / "shared_cells.py").unlink(missing_ok=True)
     (folder / "modeling_lstm.py").write_text("import hf_seqmodels\nfrom hf_seqmodels import *\n")
     findings = examine(folder, trust=True, only=["fresh_process", "load"])
     assert failed(findings) == ["fresh_process"]

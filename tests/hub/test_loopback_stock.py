@@ -83,11 +83,6 @@ def test_the_token_is_nowhere_but_in_the_header(pushed):
 
 
 # ---- the stock Trainer ------------------------------------------------------------------------------------------
-@pytest.mark.xfail(
-    reason="the stock Trainer leaves out every file whose name starts with _, and our shared modelling files do",
-    strict=True,
-    raises=AssertionError,
-)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_stranger_loads_what_the_stock_trainer_pushed(pushed, strategy):
     assert_same(pushed.found[f"user/stock-{strategy}@main"])

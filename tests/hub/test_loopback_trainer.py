@@ -15,7 +15,7 @@ from loopback_hub.hub_process import WRITER, LoopbackHub, run_client
 from loopback_hub.probe import require
 
 HERE = Path(__file__).parent
-MODEL = {"config.json", "model.safetensors", "modeling_gru.py", "_base.py", "tokenizer.json"}
+MODEL = {"config.json", "model.safetensors", "modeling_gru.py", "shared_base.py", "tokenizer.json"}
 
 
 @pytest.fixture(scope="module")

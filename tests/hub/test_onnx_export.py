@@ -14,7 +14,7 @@ import torch
 import hf_seqmodels.hub.onnx_graphs as onnx_graphs
 from hf_seqmodels.hub.onnx_check import first_states, open_session, run_steps
 from hf_seqmodels.hub.onnx_export import EXPORTED, OnnxExportError, export_onnx
-from hf_seqmodels.models import _recurrent_model
+from hf_seqmodels.models import shared_recurrent_model
 from model_table import PAIRS, Case, assert_close, build, each_pair, make_mask
 
 ERROR = 1e-5
@@ -166,7 +166,7 @@ RESTORED = [Case("seq_attention_rnn", "windowed"), Case("seq_transformer_decoder
 def test_the_model_is_as_before(case):
     def look():
         names = {name: set(vars(module)) for name, module in model.named_modules()}
-        return names, model.config._attn_implementation, _recurrent_model.find_valid_steps
+        return names, model.config._attn_implementation, shared_recurrent_model.find_valid_steps
 
     model = build(case, "causal-lm")
     before = look()

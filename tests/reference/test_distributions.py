@@ -11,8 +11,8 @@ import torch
 from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
-from hf_seqmodels.models._configuration_stack import DISTRIBUTIONS
-from hf_seqmodels.models._distributions import build_distribution_output
+from hf_seqmodels.models.shared_configuration_stack import DISTRIBUTIONS
+from hf_seqmodels.models.shared_distributions import build_distribution_output
 from model_table import assert_close
 
 B, T, V, K = 2, 3, 4, 5

@@ -9,8 +9,8 @@ from transformers import ReformerConfig
 from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 
 from hf_seqmodels import TransformerDecoderConfig
-from hf_seqmodels.models._lsh_attention import LSHAttention
-from hf_seqmodels.models._token_layout import lay_out_tokens
+from hf_seqmodels.models.shared_lsh_attention import LSHAttention
+from hf_seqmodels.models.shared_token_layout import lay_out_tokens
 from model_table import TOLERANCE, assert_close, perturb
 
 HEADS, HEAD_WIDTH, WIDTH = 2, 4, 6

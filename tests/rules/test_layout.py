@@ -95,6 +95,11 @@ def test_models_import_torch_transformers_and_siblings_only(path):
     assert not list(MODELS.glob("*/*.py")), "models/ is one flat folder"
 
 
+def test_names_of_shipped_files_do_not_start_with_an_underscore():
+    """The stock Trainer leaves such files out of what it pushes."""
+    assert [path.name for path in MODELS.glob("_*.py")] == ["__init__.py"]
+
+
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.py")), ids=lambda path: path.name)
 def test_annotations_are_not_postponed_in_shipped_files(path):
     """It would switch the strict checks of the configurations off, and turn `config_class` into a string."""

@@ -27,7 +27,7 @@ def exported(tmp_path) -> tuple[Path, Path]:
     build().save_pretrained(folder)
     (folder / "custom_generate").mkdir()
     (folder / "custom_generate" / "generate.py").write_text("def generate(model, **kwargs): pass\n")
-    for path in (*folder.glob("*_gru.py"), folder / "_base.py", folder / "custom_generate" / "generate.py"):
+    for path in (*folder.glob("*_gru.py"), folder / "shared_base.py", folder / "custom_generate" / "generate.py"):
         with path.open("a") as file:
             file.write(f"\nopen({str(canaries / path.stem)!r}, 'w')\n")
     return folder, canaries
@@ -46,7 +46,7 @@ def test_code_of_a_folder_runs_only_at_explicit_trust(exported, tmp_path):
     for how, said in found["refusals"].items():
         assert "trust_remote_code=True" in said, (how, said)
     assert found["run_without_trust"] == []
-    assert {"_base", "configuration_gru", "modeling_gru"} <= set(found["run_with_trust"])
+    assert {"shared_base", "configuration_gru", "modeling_gru"} <= set(found["run_with_trust"])
     assert found["loaded"] == "transformers_modules"
 
 

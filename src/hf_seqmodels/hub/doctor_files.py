@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, GenerationConfig
 
 from ..config import one_line
-from ..models._configuration import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
+from ..models.shared_configuration import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
 from .doctor_patient import DoesNotApply, Finding, Patient, found, some
 from .files import (
     CHECKSUMS,

@@ -20,7 +20,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..models._configuration import KNOWN_KERNELS
+from ..models.shared_configuration import KNOWN_KERNELS
 from .files import list_files, read_json
 
 INDEX = "model.safetensors.index.json"

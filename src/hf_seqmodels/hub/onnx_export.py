@@ -28,7 +28,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..models import ARCHITECTURES
-from ..models._recurrence import RecurrentLayer
+from ..models.shared_recurrence import RecurrentLayer
 
 MODEL, STEP, REPORT = "model.onnx", "model_step.onnx", "onnx_report.json"
 TOLERANCE = 1e-4  # largest difference from torch, relative to the largest score where that is above 1

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from ..models import _recurrent_model
-from ..models._inputs import argument_names
-from ..models._recurrence import RecurrentLayer, States, ValidSteps
+from ..models import shared_recurrent_model
+from ..models.shared_inputs import argument_names
+from ..models.shared_recurrence import RecurrentLayer, States, ValidSteps
 
 # ONNX's order of gates, as places in ours: LSTM i, f, g, o → i, o, f, g; GRU r, z, n → z, r, n.
 _OPERATORS = {1: ("RNN", [0]), 3: ("GRU", [1, 0, 2]), 4: ("LSTM", [0, 3, 1, 2])}
@@ -98,14 +98,14 @@ def exportable(model: Any, one_step: bool) -> Iterator[list[RecurrentOperator]]:
     forgetful = [] if one_step else [module for module in model.modules() if hasattr(module, "_forget")]
     for layer in forgetful:  # nobody reads the memory, and what it keeps depends on the length
         vars(layer)["_forget"] = lambda memory: memory
-    find_valid_steps = _recurrent_model.find_valid_steps
+    find_valid_steps = shared_recurrent_model.find_valid_steps
     # The real one looks at the mask's values and orders the rows for torch's kernels.
-    _recurrent_model.find_valid_steps = lambda mask: None if mask is None else ValidSteps(mask, None)
+    shared_recurrent_model.find_valid_steps = lambda mask: None if mask is None else ValidSteps(mask, None)
     try:
         yield operators
     finally:
         model.set_attn_implementation(attention)
-        _recurrent_model.find_valid_steps = find_valid_steps
+        shared_recurrent_model.find_valid_steps = find_valid_steps
         for layer in layers:
             del vars(layer)["run"]
         for layer in forgetful:

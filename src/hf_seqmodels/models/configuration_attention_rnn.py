@@ -1,8 +1,8 @@
 """Configuration of the attention-RNN."""
 
-from ._configuration_cell import AnyCellOptions
-from ._configuration_recurrent import RecurrentConfig
-from ._versions import strict
+from .shared_configuration_cell import AnyCellOptions
+from .shared_configuration_recurrent import RecurrentConfig
+from .shared_versions import strict
 
 
 @strict

@@ -2,9 +2,9 @@
 
 import copy
 
-from ._configuration import MOST_LAYERS
-from ._configuration_cell import AnyCellOptions
-from ._versions import strict
+from .shared_configuration import MOST_LAYERS
+from .shared_configuration_cell import AnyCellOptions
+from .shared_versions import strict
 
 
 @strict
@@ -12,8 +12,8 @@ class AttentionRNNSeq2SeqConfig(AnyCellOptions):
     """Configuration of an [`AttentionRNNSeq2SeqModel`]: a recurrent encoder, a bridge, and a recurrent decoder that
     attends over the encoder's hidden states.
 
-    Options shared by all architectures are described in `_configuration.py`, those of all recurrent layers
-    (`weight_init`, `weight_drop`, `layer_norm`, …), which act on both sides, in `_configuration_cell.py`.
+    Options shared by all architectures are described in `shared_configuration.py`, those of all recurrent layers
+    (`weight_init`, `weight_drop`, `layer_norm`, …), which act on both sides, in `shared_configuration_cell.py`.
 
     Args:
         score (`str`, defaults to `"additive"`): how the decoder attends: `"additive"` (Bahdanau 2014), `"dot"` or
@@ -87,7 +87,7 @@ class AttentionRNNSeq2SeqConfig(AnyCellOptions):
 
     @property
     def layer_types(self) -> list[str]:
-        """Which cache layer transformers builds for each layer of the decoder (see `_cache.py`)."""
+        """Which cache layer transformers builds for each layer of the decoder (see `shared_cache.py`)."""
         return ["seq_recurrent"] * (self.num_decoder_layers or self.num_hidden_layers)
 
     def validate_layer_type(self):

@@ -2,8 +2,8 @@
 
 import math
 
-from ._configuration import MOST_WIDTH, SequenceConfig
-from ._versions import strict
+from .shared_configuration import MOST_WIDTH, SequenceConfig
+from .shared_versions import strict
 
 
 @strict
@@ -11,8 +11,8 @@ class ConvLSTMConfig(SequenceConfig):
     """Configuration of a [`ConvLSTMModel`]: Shi 2015, "Convolutional LSTM Network".
 
     The defaults are the paper's network for radar echoes (section 4.2: two layers of 64 channels, kernels of 3 × 3)
-    without the peepholes. Options shared by all architectures are described in `_configuration.py`; those that speak
-    of tokens (`vocab_size`, `tie_word_embeddings`, the token ids) have no meaning for frames.
+    without the peepholes. Options shared by all architectures are described in `shared_configuration.py`; those that
+    speak of tokens (`vocab_size`, `tie_word_embeddings`, the token ids) have no meaning for frames.
 
     Args:
         hidden_size (`int`, defaults to 64): channels D of the hidden state and of the cell state, in every layer.
@@ -72,7 +72,7 @@ class ConvLSTMConfig(SequenceConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """Which cache layer transformers builds for each layer (see `_cache.py`)."""
+        """Which cache layer transformers builds for each layer (see `shared_cache.py`)."""
         return ["seq_recurrent"] * self.num_hidden_layers
 
     def validate_layer_type(self):

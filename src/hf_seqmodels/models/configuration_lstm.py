@@ -1,7 +1,7 @@
 """Configuration of the LSTM."""
 
-from ._configuration_recurrent import RecurrentConfig
-from ._versions import strict
+from .shared_configuration_recurrent import RecurrentConfig
+from .shared_versions import strict
 
 
 @strict

@@ -2,9 +2,9 @@
 
 import copy
 
-from ._configuration import MOST_LAYERS, MOST_WIDTH
-from ._configuration_transformer import TransformerOptions
-from ._versions import strict
+from .shared_configuration import MOST_LAYERS, MOST_WIDTH
+from .shared_configuration_transformer import TransformerOptions
+from .shared_versions import strict
 
 
 @strict

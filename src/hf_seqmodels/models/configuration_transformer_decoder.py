@@ -1,8 +1,8 @@
 """Configuration of the Transformer decoder."""
 
-from ._configuration_patterns import AttentionPatternOptions
-from ._configuration_stack import StackConfig
-from ._versions import strict
+from .shared_configuration_patterns import AttentionPatternOptions
+from .shared_configuration_stack import StackConfig
+from .shared_versions import strict
 
 
 @strict

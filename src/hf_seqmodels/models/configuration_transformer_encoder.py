@@ -1,9 +1,9 @@
 """Configuration of the Transformer encoder."""
 
-from ._configuration import MOST_WIDTH
-from ._configuration_patterns import AttentionPatternOptions
-from ._configuration_stack import StackConfig
-from ._versions import strict
+from .shared_configuration import MOST_WIDTH
+from .shared_configuration_patterns import AttentionPatternOptions
+from .shared_configuration_stack import StackConfig
+from .shared_versions import strict
 
 
 @strict

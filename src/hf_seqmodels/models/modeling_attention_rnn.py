@@ -9,21 +9,21 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from ._attention import AttentionPooling, AttentionScore, attend
-from ._cells import CELLS
-from ._heads import CausalLMHead, MaskedLMHead
-from ._heads_classification import (
+from .configuration_attention_rnn import AttentionRNNConfig
+from .shared_attention import AttentionPooling, AttentionScore, attend
+from .shared_cells import CELLS
+from .shared_heads import CausalLMHead, MaskedLMHead
+from .shared_heads_classification import (
     AudioClassificationHead,
     QuestionAnsweringHead,
     SequenceClassificationHead,
     TokenClassificationHead,
 )
-from ._heads_series import TimeSeriesHead
-from ._heads_speech import CTCHead
-from ._outputs import AttentionPoolingOutput
-from ._recurrence import ValidSteps
-from ._recurrent_model import RecurrentModel, RecurrentPreTrainedModel
-from .configuration_attention_rnn import AttentionRNNConfig
+from .shared_heads_series import TimeSeriesHead
+from .shared_heads_speech import CTCHead
+from .shared_outputs import AttentionPoolingOutput
+from .shared_recurrence import ValidSteps
+from .shared_recurrent_model import RecurrentModel, RecurrentPreTrainedModel
 
 
 class AttentionRNNLayer(GradientCheckpointingLayer):

@@ -11,14 +11,14 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.utils.output_capturing import capture_outputs
 
-from ._base import SequencePreTrainedModel
-from ._cache import check_holds_states
-from ._heads_seq2seq import Seq2SeqLMHead
-from ._inputs import blank_padding, embed_inputs, valid_tokens
-from ._recurrence import Drawn, States, ValidSteps, find_valid_steps, init_embedding
-from ._seq2seq import EncoderDecoderModel
-from ._seq2seq_recurrent import Bridge, RecurrentEncoderOutput, Source, SourceAttention, StatefulLayer
 from .configuration_attention_rnn_seq2seq import AttentionRNNSeq2SeqConfig
+from .shared_base import SequencePreTrainedModel
+from .shared_cache import check_holds_states
+from .shared_heads_seq2seq import Seq2SeqLMHead
+from .shared_inputs import blank_padding, embed_inputs, valid_tokens
+from .shared_recurrence import Drawn, States, ValidSteps, find_valid_steps, init_embedding
+from .shared_seq2seq import EncoderDecoderModel
+from .shared_seq2seq_recurrent import Bridge, RecurrentEncoderOutput, Source, SourceAttention, StatefulLayer
 
 
 class AttentionRNNSeq2SeqPreTrainedModel(SequencePreTrainedModel):

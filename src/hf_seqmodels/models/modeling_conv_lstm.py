@@ -17,12 +17,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, SampleTSPredi
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ._base import SequencePreTrainedModel
-from ._cache import check_holds_states
-from ._frames import check_frames, check_pixels, fill_missing, observed_pixels
-from ._inputs import blank_padding, valid_tokens
-from ._recurrence import _fill_per_gate
 from .configuration_conv_lstm import ConvLSTMConfig
+from .shared_base import SequencePreTrainedModel
+from .shared_cache import check_holds_states
+from .shared_frames import check_frames, check_pixels, fill_missing, observed_pixels
+from .shared_inputs import blank_padding, valid_tokens
+from .shared_recurrence import _fill_per_gate
 
 
 @dataclass

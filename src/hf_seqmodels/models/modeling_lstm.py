@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from transformers import GenerationMixin
 from transformers import initialization as init
 
-from ._heads import CausalLMHead, MaskedLMHead
-from ._heads_classification import (
+from .configuration_lstm import LSTMConfig
+from .shared_heads import CausalLMHead, MaskedLMHead
+from .shared_heads_classification import (
     AudioClassificationHead,
     QuestionAnsweringHead,
     SequenceClassificationHead,
     TokenClassificationHead,
 )
-from ._heads_series import TimeSeriesHead
-from ._heads_speech import CTCHead
-from ._recurrence import RecurrentLayer, States, affine, chrono_bias
-from ._recurrent_model import RecurrentModel, RecurrentPreTrainedModel
-from .configuration_lstm import LSTMConfig
+from .shared_heads_series import TimeSeriesHead
+from .shared_heads_speech import CTCHead
+from .shared_recurrence import RecurrentLayer, States, affine, chrono_bias
+from .shared_recurrent_model import RecurrentModel, RecurrentPreTrainedModel
 
 
 class LSTMLayer(RecurrentLayer):

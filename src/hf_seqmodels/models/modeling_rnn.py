@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationMixin
 
-from ._heads import CausalLMHead, MaskedLMHead
-from ._heads_classification import (
+from .configuration_rnn import RNNConfig
+from .shared_heads import CausalLMHead, MaskedLMHead
+from .shared_heads_classification import (
     AudioClassificationHead,
     QuestionAnsweringHead,
     SequenceClassificationHead,
     TokenClassificationHead,
 )
-from ._heads_series import TimeSeriesHead
-from ._heads_speech import CTCHead
-from ._recurrence import RecurrentLayer, States
-from ._recurrent_model import RecurrentModel, RecurrentPreTrainedModel
-from .configuration_rnn import RNNConfig
+from .shared_heads_series import TimeSeriesHead
+from .shared_heads_speech import CTCHead
+from .shared_recurrence import RecurrentLayer, States
+from .shared_recurrent_model import RecurrentModel, RecurrentPreTrainedModel
 
 
 class RNNLayer(RecurrentLayer):

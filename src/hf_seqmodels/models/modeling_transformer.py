@@ -10,11 +10,11 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ._attention import CrossAttention
-from ._heads_seq2seq import Seq2SeqLMHead
-from ._seq2seq import EncoderDecoderModel
-from ._transformer import TransformerPreTrainedBase, TransformerStack
 from .configuration_transformer import TransformerConfig
+from .shared_attention import CrossAttention
+from .shared_heads_seq2seq import Seq2SeqLMHead
+from .shared_seq2seq import EncoderDecoderModel
+from .shared_transformer import TransformerPreTrainedBase, TransformerStack
 
 
 class TransformerPreTrainedModel(TransformerPreTrainedBase):

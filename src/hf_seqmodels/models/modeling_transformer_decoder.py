@@ -9,17 +9,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ._heads import CausalLMHead
-from ._heads_classification import (
+from .configuration_transformer_decoder import TransformerDecoderConfig
+from .shared_heads import CausalLMHead
+from .shared_heads_classification import (
     AudioClassificationHead,
     QuestionAnsweringHead,
     SequenceClassificationHead,
     TokenClassificationHead,
 )
-from ._heads_series import TimeSeriesHead
-from ._heads_speech import CTCHead
-from ._transformer import TransformerPreTrainedBase, TransformerStack
-from .configuration_transformer_decoder import TransformerDecoderConfig
+from .shared_heads_series import TimeSeriesHead
+from .shared_heads_speech import CTCHead
+from .shared_transformer import TransformerPreTrainedBase, TransformerStack
 
 
 class TransformerDecoderPreTrainedModel(TransformerPreTrainedBase):

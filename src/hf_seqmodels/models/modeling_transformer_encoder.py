@@ -8,19 +8,19 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, SequenceClass
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ._attention import AttentionPooling
-from ._heads import MaskedLMHead
-from ._heads_classification import (
+from .configuration_transformer_encoder import TransformerEncoderConfig
+from .shared_attention import AttentionPooling
+from .shared_heads import MaskedLMHead
+from .shared_heads_classification import (
     AudioClassificationHead,
     QuestionAnsweringHead,
     SequenceClassificationHead,
     TokenClassificationHead,
     mean_of_tokens,
 )
-from ._heads_speech import CTCHead
-from ._outputs import AttentionPoolingOutput
-from ._transformer import TransformerPreTrainedBase, TransformerStack, activate, build_norm, check_shape
-from .configuration_transformer_encoder import TransformerEncoderConfig
+from .shared_heads_speech import CTCHead
+from .shared_outputs import AttentionPoolingOutput
+from .shared_transformer import TransformerPreTrainedBase, TransformerStack, activate, build_norm, check_shape
 
 
 class TransformerEncoderPreTrainedModel(TransformerPreTrainedBase):

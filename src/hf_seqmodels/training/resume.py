@@ -10,7 +10,7 @@ import torch
 from transformers.trainer_pt_utils import safe_globals
 
 from ..arguments import ConfigError
-from ..models._base import refuse_unsafe_weights
+from ..models.shared_base import refuse_unsafe_weights
 
 # accelerate's save_state writes the first, and its load_state runs what they hold; the others are pickled weights.
 OBJECTS = ("custom_checkpoint_*.pkl", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -12,10 +12,10 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from ._base import SequencePreTrainedModel
-from ._crf import LinearChainCRF
-from ._heads import check_labels, count_targets, only_given, target_shape
-from ._inputs import argument_names, may_look_at, valid_tokens
+from .shared_base import SequencePreTrainedModel
+from .shared_crf import LinearChainCRF
+from .shared_heads import check_labels, count_targets, only_given, target_shape
+from .shared_inputs import argument_names, may_look_at, valid_tokens
 
 Pooled = tuple[torch.Tensor, torch.Tensor | None]
 

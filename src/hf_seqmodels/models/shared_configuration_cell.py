@@ -2,8 +2,8 @@
 
 import math
 
-from ._configuration import MOST_WIDTH, SequenceConfig
-from ._versions import strict
+from .shared_configuration import MOST_WIDTH, SequenceConfig
+from .shared_versions import strict
 
 
 @strict

@@ -1,7 +1,7 @@
 """Options of the architectures with one stack of layers: what they read, and their heads."""
 
-from ._configuration import MOST_WIDTH, SequenceConfig
-from ._versions import strict
+from .shared_configuration import MOST_WIDTH, SequenceConfig
+from .shared_versions import strict
 
 DISTRIBUTIONS = ("normal", "student_t", "negative_binomial", "gaussian_mixture", "bernoulli", "point")
 

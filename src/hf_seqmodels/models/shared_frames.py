@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ._inputs import may_look_at
+from .shared_inputs import may_look_at
 
 
 def check_frames(

@@ -1,7 +1,7 @@
 """Options that all Transformers share: decoder, encoder, and encoder–decoder."""
 
-from ._configuration import MOST_TOKENS, MOST_WIDTH, SequenceConfig
-from ._versions import strict
+from .shared_configuration import MOST_TOKENS, MOST_WIDTH, SequenceConfig
+from .shared_versions import strict
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "none")
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "swiglu", "geglu")

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from ._cache import RecurrentCacheLayer
-from ._inputs import refuse_misspelt
+from .shared_cache import RecurrentCacheLayer
+from .shared_inputs import refuse_misspelt
 
 INDEX_ENDING = ".safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")

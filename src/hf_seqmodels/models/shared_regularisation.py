@@ -1,5 +1,5 @@
 """Regularisation that acts around the recurrent layers, as in AWD-LSTM (Merity 2017); what acts on their weights is in
-`_recurrence.py`."""
+`shared_recurrence.py`."""
 
 from dataclasses import dataclass
 

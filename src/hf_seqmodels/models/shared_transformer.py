@@ -11,18 +11,18 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.output_capturing import OutputRecorder
 
-from ._attention import (
+from .shared_attention import (
     CrossAttention,
     MultiHeadAttention,
     RelativePositionBias,
     rotary_positions,
     sinusoidal_positions,
 )
-from ._base import SequencePreTrainedModel
-from ._inputs import embed_inputs, valid_tokens
-from ._lsh_attention import LSHAttention
-from ._sliding_window import SlidingWindowAttention
-from ._token_layout import check_numbering, lay_out_tokens, number_keys, number_tokens
+from .shared_base import SequencePreTrainedModel
+from .shared_inputs import embed_inputs, valid_tokens
+from .shared_lsh_attention import LSHAttention
+from .shared_sliding_window import SlidingWindowAttention
+from .shared_token_layout import check_numbering, lay_out_tokens, number_keys, number_tokens
 
 
 def build_norm(config: Any) -> nn.Module:

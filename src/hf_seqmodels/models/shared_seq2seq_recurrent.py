@@ -12,9 +12,9 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from ._attention import AttentionScore, attend
-from ._cells import CELLS
-from ._recurrence import States, ValidSteps
+from .shared_attention import AttentionScore, attend
+from .shared_cells import CELLS
+from .shared_recurrence import States, ValidSteps
 
 
 @dataclass

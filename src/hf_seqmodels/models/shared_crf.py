@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ._inputs import blank_padding
+from .shared_inputs import blank_padding
 
 
 class LinearChainCRF(nn.Module):

@@ -9,12 +9,12 @@ from transformers.cache_utils import Cache
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ._base import SequencePreTrainedModel
-from ._cache import check_holds_states
-from ._encoder import build_encoder, check_encoder_inputs, copy_encoder, load_encoder
-from ._inputs import blank_padding, embed_inputs
-from ._recurrence import find_valid_steps, init_embedding
-from ._regularisation import LockedDropout, RegularisedOutput, activation_penalty, drop_words
+from .shared_base import SequencePreTrainedModel
+from .shared_cache import check_holds_states
+from .shared_encoder import build_encoder, check_encoder_inputs, copy_encoder, load_encoder
+from .shared_inputs import blank_padding, embed_inputs
+from .shared_recurrence import find_valid_steps, init_embedding
+from .shared_regularisation import LockedDropout, RegularisedOutput, activation_penalty, drop_words
 
 
 class RecurrentPreTrainedModel(SequencePreTrainedModel):

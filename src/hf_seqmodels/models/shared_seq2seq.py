@@ -8,8 +8,8 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
-from ._base import SequencePreTrainedModel
-from ._inputs import embed_inputs
+from .shared_base import SequencePreTrainedModel
+from .shared_inputs import embed_inputs
 
 
 def check_decoder_inputs(

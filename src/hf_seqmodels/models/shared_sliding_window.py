@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
-from ._attention import MultiHeadAttention, rotate, softmax
-from ._token_layout import TokenLayout, compact, gather_tokens, restore
+from .shared_attention import MultiHeadAttention, rotate, softmax
+from .shared_token_layout import TokenLayout, compact, gather_tokens, restore
 
 SMALLEST_BLOCK = 32  # narrower windows are computed in blocks of so many queries, which costs less than many blocks
 

@@ -1,8 +1,8 @@
 """Options of the Transformers with one stack: who attends to whom."""
 
-from ._configuration import MOST_TOKENS, MOST_WIDTH
-from ._configuration_transformer import TransformerOptions
-from ._versions import strict
+from .shared_configuration import MOST_TOKENS, MOST_WIDTH
+from .shared_configuration_transformer import TransformerOptions
+from .shared_versions import strict
 
 MOST_HASHES = 1_000
 PATTERNS = ("full", "sliding_window", "lsh")

@@ -8,10 +8,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import SampleTSPredictionOutput
 from transformers.utils.generic import can_return_tuple
 
-from ._base import SequencePreTrainedModel
-from ._distributions import Params, build_distribution_output
-from ._outputs import TimeSeriesPredictionOutput
-from ._series import Series, measure_scale, previous_steps, read_series, read_time_features
+from .shared_base import SequencePreTrainedModel
+from .shared_distributions import Params, build_distribution_output
+from .shared_outputs import TimeSeriesPredictionOutput
+from .shared_series import Series, measure_scale, previous_steps, read_series, read_time_features
 
 
 class TimeSeriesHead(SequencePreTrainedModel):

@@ -11,9 +11,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
-from ._base import SequencePreTrainedModel
-from ._inputs import may_look_at
-from ._regularisation import mean_penalty
+from .shared_base import SequencePreTrainedModel
+from .shared_inputs import may_look_at
+from .shared_regularisation import mean_penalty
 
 
 class TokenPredictionHead(SequencePreTrainedModel):

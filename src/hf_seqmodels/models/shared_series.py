@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ._distributions import IndependentOutput
-from ._inputs import may_look_at
+from .shared_distributions import IndependentOutput
+from .shared_inputs import may_look_at
 
 
 class Series(NamedTuple):

@@ -19,8 +19,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING,
 )
 
-from ._configuration import refuse_unknown_kernels
-from ._versions import PreTrainedConfig
+from .shared_configuration import refuse_unknown_kernels
+from .shared_versions import PreTrainedConfig
 
 SUB_CONFIGS = {"encoder": AutoConfig}  # how transformers reads the encoder's part of a configuration
 POINTERS = ("_name_or_path", "name_or_path", "auto_map")  # to weights and code elsewhere

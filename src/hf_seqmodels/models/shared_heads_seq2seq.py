@@ -8,8 +8,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
-from ._heads import TokenPredictionHead, count_targets
-from ._seq2seq import EmbeddingTables, check_decoder_inputs
+from .shared_heads import TokenPredictionHead, count_targets
+from .shared_seq2seq import EmbeddingTables, check_decoder_inputs
 
 
 class Seq2SeqLMHead(EmbeddingTables, TokenPredictionHead, GenerationMixin):

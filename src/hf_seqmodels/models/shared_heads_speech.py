@@ -8,10 +8,10 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils.generic import can_return_tuple
 
-from ._base import SequencePreTrainedModel
-from ._heads import check_labels, target_shape
-from ._heads_classification import require_features, without_cache
-from ._inputs import may_look_at, valid_tokens
+from .shared_base import SequencePreTrainedModel
+from .shared_heads import check_labels, target_shape
+from .shared_heads_classification import require_features, without_cache
+from .shared_inputs import may_look_at, valid_tokens
 
 
 class CTCHead(SequencePreTrainedModel):

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
-from ._attention import MultiHeadAttention, rotate
-from ._token_layout import TokenLayout, compact, restore
+from .shared_attention import MultiHeadAttention, rotate
+from .shared_token_layout import TokenLayout, compact, restore
 
 SELF_SCORE = -1e5  # of a token with itself (Kitaev 2020, appendix A): it counts only where there is nothing else
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ._versions import PreTrainedConfig, strict
+from .shared_versions import PreTrainedConfig, strict
 
 # Largest sizes that are accepted, so that a broken file fails here and not in the allocator.
 MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 1_000, 1_000_000, 100_000_000

@@ -3,18 +3,18 @@
 import math
 from typing import Any
 
-from ._configuration import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
-from ._configuration_cell import RecurrentLayerOptions
-from ._configuration_stack import StackConfig
-from ._encoder import SUB_CONFIGS, make_encoder_config
-from ._versions import PreTrainedConfig, strict
+from .shared_configuration import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
+from .shared_configuration_cell import RecurrentLayerOptions
+from .shared_configuration_stack import StackConfig
+from .shared_encoder import SUB_CONFIGS, make_encoder_config
+from .shared_versions import PreTrainedConfig, strict
 
 DROPOUTS = ("input_dropout", "output_dropout", "embedding_dropout")
 
 
 @strict
 class RecurrentConfig(RecurrentLayerOptions, StackConfig):
-    """Options of the architectures built from a cell; those of its layers are described in `_configuration_cell.py`.
+    """Options of the architectures built from a cell; those of its layers stand in `shared_configuration_cell.py`.
 
     Args:
         embedding_size (`int`, *optional*, defaults to `hidden_size`): width of the token embeddings; with
@@ -114,7 +114,7 @@ class RecurrentConfig(RecurrentLayerOptions, StackConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """Which cache layer transformers builds for each layer (see `_cache.py`)."""
+        """Which cache layer transformers builds for each layer (see `shared_cache.py`)."""
         return ["seq_recurrent"] * self.num_hidden_layers
 
     def validate_layer_type(self):
