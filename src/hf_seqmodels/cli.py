@@ -12,7 +12,7 @@ COMMANDS = {
     "train": (".run", "train one model from a YAML recipe and the command line"),
     "demo": (".demo", "train the five architectures on the same text and compare them"),
     "import": (".convert.cli", "weights of torch.nn, Keras or transformers into a model of this package"),
-    "export": (".hub.export", "a finished run as a folder that works anywhere, with card and checksums"),
+    "export": (".exporting", "a finished run as a folder that works anywhere, with card and checksums"),
     "doctor": (".hub.doctor", "examine any checkpoint of transformers: one line and one number for each check"),
     "card": (".hub.cards", "write a model card from a run's record"),
     "push": (".hub.publish", "publish an exported folder on the Hub"),

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from exporting_runs import tiny_run
+from hf_seqmodels.exporting import main
 from hf_seqmodels.hub import cards
 from hf_seqmodels.hub import export as export_module
-from hf_seqmodels.hub.export import ExportError, export, main
+from hf_seqmodels.hub.export import ExportError, export
 from hf_seqmodels.hub.files import check_checksums, check_folder, find_secrets, list_files, may_leave
 from hf_seqmodels.hub.saved import redact
 from hf_seqmodels.hub.verify import VerificationError
@@ -231,7 +232,6 @@ def test_the_card_written_again_is_the_same_and_hides_no_damage(exported, tmp_pa
     ("options", "message"),
     [
         (["--license", "my-own"], "my-own"),
-        (["--int8"], "say --onnx too"),
         ([], "is no folder"),
     ],
 )

@@ -94,7 +94,11 @@ def test_the_stock_trainer_commits_as_its_strategy_says(pushed, strategy):
     steps = [f"Training in progress, step {step}" for step in (2, 4)]
     with_checkpoints = [title for step in steps for title in (step, f"{step}, checkpoint")]
     between = {"end": [], "every_save": steps}.get(strategy, with_checkpoints)
-    assert titles == ["initial commit", *between, "End of training"]
+    assert titles[0] == "initial commit" and titles[-1] == "End of training"
+    if strategy == "every_save":  # a push in the background may find the files of the next save, and nothing to add
+        assert titles[1:-1] and [title for title in between if title in titles] == titles[1:-1]
+    else:
+        assert titles[1:-1] == between
     assert pushed.hub.repository(f"user/stock-{strategy}").private
 
 

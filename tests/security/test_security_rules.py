@@ -223,7 +223,7 @@ def spent(compiled: re.Pattern, text: str | bytes, expression: Expression) -> fl
     return least
 
 
-@pytest.mark.parametrize("pattern", [r'"(?:[^"\\]|\\.)*"', r"(a+)+$", r"\s*x\s*y", rb"\w+\d"])
+@pytest.mark.parametrize("pattern", [r'"(?:[^"\\]|\\.)*"', r"(a+)+$", rb"\w+\d"])
 def test_the_test_sees_what_is_not_linear(pattern):
     with pytest.raises(AssertionError, match=" s on "):
         test_regular_expressions_are_linear(Expression("here:1", pattern, False))

@@ -1,89 +1,25 @@
-"""`hf-seqmodels export`: from a finished run to a folder that a stranger can load, understand and verify."""
+"""From a finished run to a folder that a stranger can load, understand and verify."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..config import one_line
 from .files import CHECKSUMS, UnsafeFolder, find_secrets, list_files, write_checksums
 from .saved import first_words, load_strict, load_tokenizer, other_records, read_record, redact
 
 FEATURES = ("preprocessor_config.json", "processor_config.json", "feature_extractor_config.json")
 
-DESCRIPTION = """\
-Turn the folder of a run (or anything that save_pretrained wrote) into a repository: weights as safetensors, the
-configuration with the whole auto_map, the modelling files, tokenizer, card, plots, golden scores and SHA256SUMS.
-It is finished only after a fresh process that does not have this package has loaded it, computed the golden scores,
-saved it again and loaded that; until then nothing stands under the name DIR.
-"""
-EPILOG = """\
-examples:
-  hf-seqmodels train --config lm/lstm
-  hf-seqmodels export runs/lm/lstm exported/lstm
-  hf-seqmodels doctor exported/lstm
-  hf-seqmodels push exported/lstm user/lstm-pydoc --dry_run
-
-in the folder:
-  sha256sum -c SHA256SUMS
-"""
-
 
 class ExportError(ValueError):
     """Something that cannot be exported: one line with the value, the rule and the way out."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; exit status 0, 2 for what the user can mend, 1 when the exported folder does not hold up."""
-    parser = argparse.ArgumentParser(
-        prog="hf-seqmodels export",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or of a saved model")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where the repository is written")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
-    parser.add_argument("--name", help="what the model is called on its card; default: the name of DIR")
-    parser.add_argument("--license", default="apache-2.0", help="of the weights, as the Hub writes it (%(default)s)")
-    parser.add_argument("--onnx", action="store_true", help="add ONNX models: whole sequences, and steps with state")
-    parser.add_argument("--int8", action="store_true", help="with --onnx, also quantized to 8 bits")
-    options = vars(parser.parse_args(argv))
-    from transformers.utils.logging import disable_progress_bar
-
-    from .verify import VerificationError
-
-    disable_progress_bar()
-    try:
-        report = export(options.pop("run"), folder := options.pop("folder"), **options)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"hf-seqmodels export: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except VerificationError as error:
-        print(f"hf-seqmodels export: error: {error}", file=sys.stderr)
-        return 1
-    _show(folder, report)
-    return 0
-
-
-def _show(folder: Path, report: Mapping[str, Any]) -> None:
-    for name in report["files"]:
-        print(f"  {Path(folder, name).stat().st_size:>12,}  {name}")
-    found = report["stranger"]
-    print(
-        f"in a fresh process without this package: scores differ by {found['max_difference']:.1e}, "
-        f"saved again and loaded: {found['saved_again_difference']:.1e}"
-    )
-    print(f"exported to {folder}; next: hf-seqmodels doctor {folder}")
 
 
 def export(
@@ -95,6 +31,7 @@ def export(
     license: str = "apache-2.0",
     onnx: bool = False,
     int8: bool = False,
+    rows: Any = None,
     code: bool = True,
 ) -> dict[str, Any]:
     """Write `folder` from `run`, and verify it in fresh processes before it gets its name.
@@ -104,7 +41,8 @@ def export(
         folder: new, or empty, or an earlier export together with `overwrite`.
         name: the model's name on the card.
         license: identifier of the Hub's list.
-        onnx, int8: add ONNX models, and quantized ones.
+        onnx, int8: add ONNX models; and quantized ones, which need them.
+        rows: rows of tokens that the accuracy of the quantized models is measured on; None: the golden input.
         code: ship the modelling files. Without them the folder needs this package.
 
     Returns:
@@ -121,9 +59,7 @@ def export(
 
     check_license(license)
     _check_target(run, folder, overwrite)
-    if int8 and not onnx:
-        raise ExportError("int8 quantizes the ONNX models; say --onnx too")
-    if onnx:
+    if onnx or int8:
         from .onnx_export import require_onnx
 
         require_onnx()
@@ -135,7 +71,7 @@ def export(
             told = {"name": name or folder.name, "license": license, "compared_with": other_records(run, record)}
             _save_record(run, stage, redact(record) | told)
         write_golden(model, stage)
-        report = _add_onnx(stage, int8) if onnx else {}
+        report = _add_onnx(stage, int8, rows) if onnx or int8 else {}
         write_card(stage, stage, name or folder.name, license)
         write_checksums(stage)
         refuse_secrets(stage)
@@ -145,14 +81,14 @@ def export(
     return report
 
 
-def _add_onnx(stage: Path, int8: bool) -> dict[str, Any]:
+def _add_onnx(stage: Path, int8: bool, rows: Any) -> dict[str, Any]:
     from .onnx_export import export_onnx
 
     report = {"onnx": export_onnx(stage, stage)}
     if int8:
         from .quantize import quantize
 
-        report["int8"] = quantize(stage, stage)
+        report["int8"] = quantize(stage, stage, rows)
     return report
 
 
@@ -217,4 +153,4 @@ def staged(folder: Path):
         shutil.rmtree(stage, ignore_errors=True)
 
 
-__all__ = ["ExportError", "UnsafeFolder", "export", "main"]
+__all__ = ["ExportError", "UnsafeFolder", "export"]
