@@ -33,17 +33,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_zoo(folder: Path = Path("zoo")) -> dict[str, dict[str, Any]]:
-    """Name → record of every trained model in `folder`; empty where there is none."""
-    files = sorted(folder.glob("*/result.json"))
-    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    """Name → record of every trained model in `folder`; a damaged record is an empty one."""
+    found = {}
+    for file in sorted(folder.glob("*/result.json")):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            record = {}
+        found[file.parent.name] = record if isinstance(record, dict) else {}
+    return found
 
 
 def describe(record: Mapping[str, Any]) -> str:
     """Size, test scores and measured speeds of a run, in a line."""
+    if not {"parameters", "metrics"} <= record.keys():
+        return "no numbers: its result.json is damaged"
     told = [f"{record['parameters']:,} parameters"]
     told += [
         f"test {name.replace('_', ' ')} {value:.3f}"
-        for name, value in record["metrics"]["test"].items()
+        for name, value in record["metrics"].get("test", {}).items()
         if name in ("bits_per_token", "accuracy", "exact_match", "f1", "mse")
     ]
     return ", ".join(told + [f"{value:,.0f} {name}" for name, value in record.get("measured", {}).items()])

@@ -138,7 +138,8 @@ def test_help_fits_a_screen(capsys, monkeypatch):
 def test_list_shows_every_recipe_and_architecture(capsys):
     assert cli.main(["list"]) == 0
     first_words = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    assert first_words == {*list_configs(), *ARCHITECTURES, "heads:"}
+    zoo = {f"zoo/{path.parent.name}" for path in Path("zoo").glob("*/result.json")}
+    assert first_words == {*list_configs(), *ARCHITECTURES, "heads:", *zoo}
 
 
 TAGS = """

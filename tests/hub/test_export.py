@@ -6,21 +6,24 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from exporting_runs import tiny_run
-from hf_seqmodels.exporting import main
+from hf_seqmodels.exporting import main, windows_for_test
 from hf_seqmodels.hub import cards
 from hf_seqmodels.hub import export as export_module
 from hf_seqmodels.hub.export import ExportError, export
 from hf_seqmodels.hub.files import check_checksums, check_folder, find_secrets, list_files, may_leave
-from hf_seqmodels.hub.saved import redact
+from hf_seqmodels.hub.saved import other_records, read_record, redact
 from hf_seqmodels.hub.verify import VerificationError
 from model_table import CASES, build
+from sounds import make_extractor
 
 CANARY = "hf_" + "CanaryOfTheExportTests0123456789"
 
@@ -76,12 +79,37 @@ def test_no_path_of_this_machine_is_told(run, exported):
         assert str(run.parent).encode() not in content and b"/tmp/" not in content, name
 
 
-def test_tokens_are_taken_out(run, tmp_path):
-    record = json.loads((run / "result.json").read_text())
-    record["config"]["training"]["hub_token"] = CANARY
-    told = redact(record)
-    assert CANARY not in json.dumps(told) and "bits_per_token" in told["metrics"]["test"]
-    assert told["config"]["training"]["output_dir"] == "gru"
+def test_tokens_and_paths_are_taken_out_of_every_file(run, tmp_path):
+    """An option that holds a token, and options that hold paths, whatever they are called."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((copy / "result.json").read_text())
+    record["config"]["training"] |= {"hub_token": CANARY, "deepspeed": "/home/alice/ds.json", "run_name": "./mine/x"}
+    record["config"]["data"] |= {"tokenizer": "/home/alice/bpe", "train_file": "C:\\Users\\alice\\letters.txt"}
+    (copy / "result.json").write_text(json.dumps(record))
+    (copy / "config.yaml").write_text(yaml.safe_dump(record["config"]))
+    export(copy, tmp_path / "out")
+    for name in list_files(tmp_path / "out"):
+        content = (tmp_path / "out" / name).read_bytes()
+        assert CANARY.encode() not in content and b"alice" not in content, name
+    told = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert told["config"]["data"]["tokenizer"] == "bpe" and told["config"]["data"]["train_file"] == "letters.txt"
+    assert "bits_per_token" in told["metrics"]["test"] and told["config"]["training"]["run_name"] == "x"
+    arguments = json.loads((tmp_path / "out" / "training_args.json").read_text())
+    assert arguments["deepspeed"] == "ds.json" and "hub_token" not in arguments and arguments["max_steps"] == 2
+
+
+@pytest.mark.parametrize("text", ["and/or", "n/a", "a / b", "/", "1/2", "lm/lstm", "user/name"])
+def test_what_is_no_path_stays(text):
+    assert redact({"note": text}) == {"note": text}
+
+
+def test_feature_settings_travel_with_the_model(tmp_path):
+    build(next(case for case in CASES if case.architecture == "seq_lstm"), "ctc").save_pretrained(tmp_path / "run")
+    make_extractor().save_pretrained(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    settings = "preprocessor_config.json"
+    ours, theirs = (json.loads((tmp_path / name / settings).read_text()) for name in ("run", "out"))
+    assert ours == theirs and ours["feature_size"] > 0
 
 
 def test_a_secret_anywhere_stops_the_export(run, tmp_path):
@@ -95,17 +123,64 @@ def test_a_secret_anywhere_stops_the_export(run, tmp_path):
 
 
 def test_an_earlier_export_is_replaced_only_when_asked(run, exported, tmp_path):
-    folder = tmp_path / "gru"
-    folder.mkdir()
-    (folder / "precious.txt").write_text("x")
-    for overwrite, message in ((False, "is not empty"), (True, "is no earlier export")):
-        with pytest.raises(ExportError, match=message):
-            export(run, folder, overwrite=overwrite)
-    assert (folder / "precious.txt").read_text() == "x"
-    (folder / "precious.txt").rename(folder / "SHA256SUMS")
+    folder = shutil.copytree(exported[0], tmp_path / "gru")
+    (folder / "README.md").write_text("old")
+    with pytest.raises(ExportError, match="is not empty"):
+        export(run, folder)
     export(run, folder, overwrite=True)
-    check_folder(folder)
-    assert "precious.txt" not in list_files(folder)
+    assert check_checksums(folder) == [] and (folder / "README.md").read_text() != "old"
+
+
+@pytest.mark.parametrize("sums", [None, "", "x"])
+def test_what_no_export_wrote_is_never_deleted(run, exported, tmp_path, sums):
+    folder = shutil.copytree(exported[0], tmp_path / "gru")
+    (folder / "precious.txt").write_text("x")
+    if sums is not None:
+        (folder / "SHA256SUMS").write_text(sums)
+    with pytest.raises(ValueError, match=r"which no export wrote|no checksum of a file"):
+        export(run, folder, overwrite=True)
+    assert (folder / "precious.txt").read_text() == "x"
+
+
+def test_a_folder_that_holds_the_run_is_not_replaced(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "out" / "run")
+    for folder in (copy, copy.parent):
+        with pytest.raises(ExportError, match="is the run itself, or holds it"):
+            export(copy, folder, overwrite=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ExportError, match="is the current folder"):
+        export(copy, Path("."))
+
+
+def test_a_neighbour_without_a_record_is_left_out(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    for name, text in (("old", '{"task": "causal-lm", "metrics": {}, "config": {}}'), ("broken", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "result.json").write_text(text)
+    assert other_records(copy, read_record(copy)) == []
+
+
+def test_the_licence_stays_what_it_was(run, tmp_path):
+    export(run, tmp_path / "first", license="mit")
+    export(tmp_path / "first", tmp_path / "second")
+    assert "\nlicense: mit\n" in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_quantized_models_are_measured_on_the_runs_own_text(run, tmp_path, capsys):
+    """And on golden inputs, with a note, where the text is another."""
+    pytest.importorskip("onnxruntime")
+    assert main([str(run), str(tmp_path / "out"), "--int8"]) == 0
+    assert re.search(r"model_int8.onnx: \d+% of the bytes, bits per token \d\.\d+ → \d\.\d+", capsys.readouterr().out)
+    assert check_checksums(tmp_path / "out") == [] and "model_step_int8.onnx" in list_files(tmp_path / "out")
+    record = json.loads((run / "result.json").read_text())
+    bits = json.loads((tmp_path / "out" / "quantization_report.json").read_text())["model_int8.onnx"]["quality"]
+    told = record["metrics"]["test"]["bits_per_token"]
+    assert bits["bits_per_token"]["float32"] == pytest.approx(told, abs=1e-3)
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "result.json").write_text(json.dumps(record | {"data": record["data"] | {"sha256": "0" * 64}}))
+    assert windows_for_test(copy) is None and "another sha256" in capsys.readouterr().err
 
 
 def test_a_folder_that_computes_something_else_is_not_finished(run, tmp_path, monkeypatch):
@@ -191,6 +266,8 @@ UNFIT = {
     "truncated": (truncate, "truncated or damaged"),
     "a tensor less": (drop_tensor, r"lm_head.weight"),
     "a tensor more": (add_tensor, "unexpected keys, the first is strange"),
+    "another shape": (lambda folder: spoil_config(folder, hidden_size=9), "does not fit its config.json"),
+    "a broken config.yaml": (lambda folder: (folder / "config.yaml").write_text("a: ["), "is no YAML"),
     "an unknown class": (lambda folder: spoil_config(folder, architectures=["FooModel"]), "names no class"),
     "no class": (lambda folder: spoil_config(folder, architectures=None), "names no class"),
     "a record of something else": (lambda folder: (folder / "result.json").write_text("[]"), "is no record of a run"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .doctor_patient import Finding, Patient
 
 WORDS = {True: "ok", False: "FAIL", None: "skip"}
-DOWNLOADED = ["*.safetensors", "*.json", "*.py", "*.txt", "*.md", "*.jinja", "*.model", "*.yaml", "*.png"]
+DOWNLOADED = ["*.safetensors", "*.json", "*.py", "*.txt", "*.md", "*.jinja", "*.model", "*.yaml", "*.png", "*.onnx"]
 DOWNLOADED += ["SHA256SUMS", "LICENSE", ".gitattributes"]
 
 

@@ -55,7 +55,15 @@ def fair_inputs(patient: Patient, model: PreTrainedModel, rows: int = 2, length:
         if name in inputs:
             inputs[name] = _plain_tokens(patient, tuple(inputs[name].shape), generator)
     dtype = next(model.parameters()).dtype
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    if is_stock(model):  # some read two things at once: text and pictures, several choices
+        try:
+            scores(model, inputs)
+        except Exception as error:
+            raise DoesNotApply(
+                f"{type(model).__name__} needs more than {', '.join(inputs)}: {one_line(error)}"
+            ) from None
+    return inputs
 
 
 def _plain_tokens(patient: Patient, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

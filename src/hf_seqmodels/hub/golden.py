@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ def make_inputs(model: PreTrainedModel, rows: int = 2, length: int = 12, seed: i
     if name == "past_values":
         values = torch.randn(rows, length, config.num_features, generator=generator)
         return {"past_values": values, "past_observed_mask": torch.ones_like(values)}
-    if name == "pixel_values":
+    if name == "pixel_values" and model.config.model_type == "seq_conv_lstm":
         shape = (rows, min(length, 4), *_frame_shape(model.config))
         return {"pixel_values": torch.rand(shape, generator=generator)}
     length = min(length, getattr(config, "max_position_embeddings", None) or length)
@@ -117,8 +116,3 @@ def auto_class_of(model: PreTrainedModel) -> str:
         if name == known or (isinstance(known, tuple | list) and name in known):
             return auto
     return "AutoModel"
-
-
-def describe_golden(inputs: Mapping[str, torch.Tensor]) -> str:
-    """The shapes of the inputs, for a report."""
-    return json.dumps({name: list(value.shape) for name, value in inputs.items()})

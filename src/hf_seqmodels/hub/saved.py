@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config import one_line
 from .files import check_safetensors, read_json
 
 NOT_TOLD = ("hub_token", "push_to_hub_token", "token", "api_key", "password")  # options whose values stay here
 PATHS = ("output_dir", "logging_dir", "resume_from_checkpoint", "train_file", "validation_file", "test_file", "config")
+_LEADS_AWAY = re.compile(r"/[^/\s]|~/|\.{1,2}/|[A-Za-z]:[/\\]")  # a value that begins like a path, whatever its name
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 # What the card shows of other runs.
@@ -35,7 +38,8 @@ def read_record(run: Path) -> dict[str, Any] | None:
     if not (run / "result.json").is_file():
         return None
     record = read_json(run / "result.json")
-    if not isinstance(record, dict) or not {"task", "metrics", "config"} <= record.keys():
+    kinds = {"task": str, "metrics": dict, "config": dict}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
         raise NotSaved(f"'{run / 'result.json'}' is no record of a run; train again, or delete it")
     return record
 
@@ -49,7 +53,7 @@ def other_records(run: Path, record: Mapping[str, Any] | None) -> list[dict[str,
         return []
     if "compared_with" in record:
         return list(record["compared_with"])
-    found = []
+    found, config = [], record["config"]
     for file in sorted(run.resolve().parent.glob("[!.]*/result.json")):
         if file.parent == run.resolve():
             continue
@@ -57,13 +61,16 @@ def other_records(run: Path, record: Mapping[str, Any] | None) -> list[dict[str,
             other = read_record(file.parent)
         except ValueError:  # an unfinished neighbour is no reason to stop
             continue
-        if other is not None and _learned(other) == _learned(record) and other["config"] != record["config"]:
+        if other is not None and _learned(other) == _learned(record) != (None, None) and other["config"] != config:
             found.append({key: redact(other[key]) for key in COMPARED if key in other} | {"name": file.parent.name})
     return found
 
 
-def _learned(record: Mapping[str, Any]) -> tuple[str, str]:
-    return record["task"], record["data"]["sha256"]
+def _learned(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Task and data; None for both where the record does not say."""
+    data = record.get("data")
+    known = isinstance(data, Mapping) and data.get("sha256")
+    return (record["task"], data["sha256"]) if known and data else (None, None)
 
 
 def load_strict(folder: Path) -> Any:
@@ -90,9 +97,12 @@ def load_strict(folder: Path) -> Any:
             f"architectures={names} in '{folder / 'config.json'}' names no class of this package or of transformers; "
             "save the model with its own save_pretrained"
         )
-    loaded: Any = cls.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
+    try:
+        loaded: Any = cls.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
+    except RuntimeError as error:  # transformers' own for tensors of another shape
+        raise NotSaved(f"'{folder}' does not fit its config.json: {one_line(error)}") from None
     model, info = loaded
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    for kind in ("missing_keys", "unexpected_keys"):
         if info.get(kind):
             raise NotSaved(f"'{folder}' has {kind.replace('_', ' ')}, the first is {sorted(info[kind])[0]}")
     return model.eval()
@@ -110,7 +120,8 @@ def first_words(record: Mapping[str, Any] | None, tokenizer: Any) -> str:
     """A prompt for a language model that a run made; empty for others."""
     if tokenizer is None or record is None or record.get("task") != "causal-lm":
         return ""
-    if record["config"]["data"].get("dataset") == "pydoc_topics" and not record["config"]["data"].get("train_file"):
+    data = record["config"].get("data") or {}
+    if data.get("dataset") == "pydoc_topics" and not data.get("train_file"):
         return "The import statement "
     return tokenizer.decode([tokenizer.vocab_size // 2])
 
@@ -119,8 +130,14 @@ def redact(values: Any) -> Any:
     """Options without tokens and without paths of this machine; what lies in a path is named by its last part."""
     if isinstance(values, Mapping):
         return {
-            key: Path(value).name if key in PATHS and isinstance(value, str) and "/" in value else redact(value)
+            key: _last_part(value) if key in PATHS and isinstance(value, str) else redact(value)
             for key, value in values.items()
-            if key not in NOT_TOLD
+            if not (key in NOT_TOLD and isinstance(value, str))
         }
-    return [redact(value) for value in values] if isinstance(values, list) else values
+    if isinstance(values, list):
+        return [redact(value) for value in values]
+    return _last_part(values) if isinstance(values, str) and _LEADS_AWAY.match(values) else values
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]

@@ -36,13 +36,18 @@ def scores_of(outputs):
 
 
 def write_text(model, folder: str, prompt: str):
-    """A line from the text-generation pipeline, drawn with a fixed seed."""
+    """A line from the text-generation pipeline, drawn with a fixed seed; None where no position is left for it."""
     from transformers import AutoTokenizer, pipeline, set_seed
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or 10**6
+    length = min(80, positions - len(tokenizer(prompt)["input_ids"]))
+    if length < 1:
+        return None
     generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
     set_seed(0)
-    return generate(prompt, max_new_tokens=80, do_sample=True, temperature=0.7)[0]["generated_text"]
+    return generate(prompt, max_new_tokens=length, do_sample=True, temperature=0.7)[0]["generated_text"]
 
 
 def main(folder: str, saved_again: str, prompt: str, with_package: str = "") -> None:
