@@ -1,4 +1,4 @@
-"""Build the wheel, install it in an empty environment, and train two steps there, outside the checkout."""
+"""Build the wheel, install it in an empty environment, and train, export and examine there, outside the checkout."""
 
 import os
 import subprocess
@@ -43,7 +43,9 @@ def main() -> None:
         run(program, "train", "--config", "lm/lstm", *options, cwd=scratch, environment=environment)
         for name in ("model.safetensors", "modeling_lstm.py", "result.json"):
             assert (scratch / "run" / name).is_file(), f"the run left no {name}"
-        print("the wheel builds, installs, imports, and trains two steps outside the checkout")
+        run(program, "export", "run", "exported", cwd=scratch, environment=environment)
+        run(program, "doctor", "exported", "--trust_remote_code", cwd=scratch, environment=environment)
+        print("the wheel builds, installs, imports, trains two steps, exports and examines outside the checkout")
 
 
 if __name__ == "__main__":

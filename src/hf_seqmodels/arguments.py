@@ -136,6 +136,9 @@ class SeqTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Stop after so many evaluations without a better loss."}
     )
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much lower counts as better."})
+    hub_private_repo: bool | None = field(
+        default=True, metadata={"help": "A repository made by push_to_hub is private."}
+    )
     expect_processes: int | None = field(
         default=None, metadata={"help": "Stop unless training really runs on so many processes."}
     )

@@ -36,6 +36,7 @@ _RARE = (
     "early_stopping_threshold",
     "examples_seed",
     "emissions_country",
+    "hub_private_repo",
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ def build(out: Path, scene: str, **options) -> SeqTrainer:
     model = gru.models["causal-lm"](gru.config(vocab_size=23, hidden_size=8))
     given = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
     given |= {"eval_strategy": "no", "load_best_model_at_end": False, "report_to": "none", "save_total_limit": 1}
-    given |= {"push_to_hub": True, "hub_model_id": f"user/{scene}", "hub_private_repo": True, "hub_token": TOKEN}
+    given |= {"push_to_hub": True, "hub_model_id": f"user/{scene}", "hub_token": TOKEN}
     arguments = SeqTrainingArguments(str(out / scene), **(given | options))
     trainer = SeqTrainer(model, arguments, train_dataset=ROWS, processing_class=build_word_tokenizer(), quiet=True)
     return trainer
@@ -65,7 +66,7 @@ def background(out: Path) -> dict:
 
 def patient(out: Path) -> dict:
     """The Hub is busy once, then drops the connection, then takes it."""
-    trainer = build(out, "patient", hub_strategy="end")
+    trainer = build(out, "patient", hub_strategy="end", hub_private_repo=False)
     return {"trained": outcome(trainer.train), "pushed": outcome(trainer.push_to_hub)}
 
 
@@ -79,6 +80,23 @@ def slow(out: Path) -> dict:
     """Checkpoints are deleted while their push still waits."""
     trainer = build(out, "slow", save_steps=1, hub_always_push=True)
     return {"trained": outcome(trainer.train)}
+
+
+def full(out: Path) -> dict:
+    """There is no place for a copy of the checkpoint; then the copy breaks off half-way."""
+    trainer, temporary = build(out, "full"), tempfile.gettempdir()
+    try:
+        tempfile.tempdir = str(out / "nowhere")
+        trained, steps = outcome(trainer.train), trainer.state.global_step
+        checkpoint, staging = out / "full/checkpoint-4", out / "staging"
+        staging.mkdir()
+        (checkpoint / "vocab.json").symlink_to(out / "nowhere")
+        tempfile.tempdir = str(staging)
+        trainer._push_from_checkpoint(str(checkpoint))
+    finally:
+        tempfile.tempdir = temporary
+    left = [path.name for path in staging.iterdir()]
+    return {"trained": trained, "steps": steps, "broken": outcome(trainer.raise_failed_pushes), "left": left}
 
 
 class Poison(TrainerCallback):
@@ -99,7 +117,7 @@ def command_line(out: Path) -> dict:
     """`hf-seqmodels train`: a run that is pushed, and one that is refused."""
     options = ["--config", "lm/gru", "--hidden_size", "8", "--max_steps", "2", "--per_device_train_batch_size", "2"]
     options += ["--save_strategy", "steps", "--save_steps", "1", "--eval_strategy", "steps", "--eval_steps", "1"]
-    options += ["--push_to_hub", "true", "--hub_private_repo", "true", "--hub_token", TOKEN]
+    options += ["--push_to_hub", "true", "--hub_token", TOKEN]
     statuses = {}
     for name, strategy in (("command_line", "end"), ("wrong_strategy", "checkpoint")):
         where = ["--hub_model_id", f"user/{name}", "--output_dir", str(out / name), "--hub_strategy", strategy]
@@ -117,10 +135,11 @@ def forbidden(out: Path) -> dict:
         "unknown token": outcome(lambda: build(out, "forbidden", hub_token="hf_" + "x" * 34)),
         "processes": outcome(lambda: build(out, "forbidden", expect_processes=2)),
         "another's": outcome(lambda: build(out, "forbidden", hub_model_id="other/forbidden")),
+        "public": outcome(lambda: build(out, "forbidden", hub_model_id="user/open")),
     }
 
 
-SCENES = (every_save, end, background, patient, refused, slow, diverged, forbidden, command_line)
+SCENES = (every_save, end, background, patient, refused, slow, full, diverged, forbidden, command_line)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

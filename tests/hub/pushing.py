@@ -7,6 +7,7 @@ set before anything is imported; it reaches the loopback hub and no other machin
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -54,6 +55,10 @@ class Pusher:
     def __exit__(self, *_: object) -> None:
         self._process.communicate(timeout=60)
         assert self.hub.left_loopback() == []
+
+    def interrupt(self) -> None:
+        """Ctrl-C, to be pressed while a command runs."""
+        self._process.send_signal(signal.SIGINT)
 
     def __call__(self, *arguments: object, token: str | None = WRITER, env: Mapping[str, str] | None = None) -> Pushed:
         """Run `hf-seqmodels push` with these arguments; without a token it is logged in nowhere."""

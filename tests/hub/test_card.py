@@ -3,12 +3,13 @@
 import copy
 import json
 import re
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from card_snippets import run_snippets
 from huggingface_hub import ModelCard
@@ -143,7 +144,7 @@ def test_a_record_that_is_none_is_named(finished, name, value):
 
 def test_a_model_of_somebodys_own_text_does_not_name_ours(tmp_path):
     for split in ("train", "validation", "test"):
-        (tmp_path / f"{split}.txt").write_text(f"private {split} letters " * 20)
+        (tmp_path / f"{split}.txt").write_text(f"confidential {split} letters " * 20)
     files = [f"--{split}_file={tmp_path / split}.txt" for split in ("train", "validation", "test")]
     record, _ = train("lm/gru", tmp_path / "run", "--hidden_size", "8", "--block_size", "16", *files)
     assert "example" not in record["data"], "text of a user stays where it is"
@@ -151,7 +152,7 @@ def test_a_model_of_somebodys_own_text_does_not_name_ours(tmp_path):
     card = build_card("x", record, model)
     assert {(result.dataset_type, result.dataset_name) for result in card.data.eval_results} == {("train.txt",) * 2}
     assert card.data.language is None and "licence: unknown" in card.text
-    for word in ("private", "letters", "pydoc", str(tmp_path)):
+    for word in ("confidential", "letters", "pydoc", str(tmp_path)):
         assert word not in card.content.partition("## Citation")[0]
 
 
@@ -242,6 +243,43 @@ def test_co2_is_estimated_without_a_network_and_shown(tmp_path, connections):
     assert "with the electricity of DEU" in card.text and check_card(card.content) == []
 
 
+def test_a_look_up_of_a_name_is_noticed(connections):
+    socket.getaddrinfo("127.0.0.1", 80), socket.getaddrinfo("localhost", 80)
+    assert connections == []
+    with pytest.raises(OSError):
+        socket.getaddrinfo("api.example.invalid", 443)
+    assert connections == ["api.example.invalid"]
+
+
+def test_a_resumed_run_says_what_its_numbers_count(tmp_path):
+    folder, size = tmp_path / "run", ["--hidden_size", "8"]
+    first, _ = train("lm/gru", folder, *size, "--save_strategy", "steps", "--save_steps", "2")
+    (folder / "result.json").unlink()  # as if the run had been killed behind its checkpoint
+    record, _ = train("lm/gru", folder, *size, "--max_steps", "3", "--resume", "true")
+    assert "resumed_at_step" not in first and record["resumed_at_step"] == 2 and record["steps"] == 3
+    assert 0 < record["targets"] < first["targets"], "of one step, not of three"
+    record["emissions"] = {"co2_kg": 1e-6, "energy_kwh": 1e-5, "country": "DEU", "codecarbon": "3"}
+    model, since = AutoModelForCausalLM.from_pretrained(folder), "since step 2, where the run was resumed"
+    card = build_card("x", record, model)
+    assert f"{record['targets']:,} training targets ({since})" in card.text
+    assert f"process, {since}\n" in card.text and f"without a network, {since}" in card.text
+    assert card.data.to_dict()["co2_eq_emissions"]["source"] == f"codecarbon 3, {since}"
+    assert "resumed" not in build_card("x", first, model).content
+
+
+def test_the_options_told_are_those_that_somebody_set(finished):
+    _, record, model, _ = finished
+    changed = re.findall(r"```yaml\n(.*?)```", build_card("x", record, model).text, flags=re.DOTALL)[0]
+    told = yaml.safe_load(changed)
+    recipe = {"learning_rate": 0.01, "per_device_train_batch_size": 2, "num_train_epochs": 5.0, "max_steps": 2}
+    quick = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "use_cpu": True}
+    assert told["training"] == recipe | quick and told["model"] == {"hidden_size": 8}
+    other = copy.deepcopy(record)
+    other["config"]["training"] |= {"warmup_steps": 0, "ddp_find_unused_parameters": True}
+    text = build_card("x", other, model).text
+    assert "  warmup_steps: 0\n" in text and "  ddp_find_unused_parameters: true\n" in text
+
+
 @pytest.mark.parametrize("country", ["XXX", "de", ""])
 def test_a_country_that_does_not_exist_is_refused_before_work_starts(tmp_path, country):
     pytest.importorskip("codecarbon")
@@ -252,14 +290,20 @@ def test_a_country_that_does_not_exist_is_refused_before_work_starts(tmp_path, c
 
 @pytest.fixture
 def connections():
-    """Addresses of the connections that are opened from here on, but for those inside the machine."""
-    import sys
+    """Addresses of the connections and names of the look-ups from here on, but for those inside the machine.
 
+    Without a network a look-up fails before anything connects.
+    """
     found, listening = [], [True]
+    local = (None, "", "localhost", "::1", socket.gethostname())
 
     def hook(event, arguments):
         if listening and event == "socket.connect" and not str(arguments[1]).startswith(("('127.", "/", "b'")):
             found.append(arguments[1])
+        if listening and event in ("socket.getaddrinfo", "socket.gethostbyname"):
+            host = arguments[0].decode() if isinstance(arguments[0], bytes) else arguments[0]
+            if host not in local and not host.startswith("127."):
+                found.append(host)
 
     sys.addaudithook(hook)
     yield found
@@ -296,4 +340,3 @@ def test_the_package_ships_what_cards_need():
     assert {"card_template.md", "card_lists.json", "citations.bib"} <= names
     pattern = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     assert all(f'"hub/*.{ending}"' in pattern for ending in ("md", "json", "bib"))
-    assert torch.is_grad_enabled()

@@ -2,12 +2,13 @@
 
 import pytest
 from card_snippets import run_snippets, snippet_of
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from hf_seqmodels.config import auto_class, parse
-from hf_seqmodels.data import make_synthetic
+from hf_seqmodels.data import build_character_tokenizer, make_synthetic
 from hf_seqmodels.hub.card import build_card, check_card, write_plots
-from hf_seqmodels.hub.card_usage import PIPELINE_TAGS, auto_name, head_of
+from hf_seqmodels.hub.card_sections import limits
+from hf_seqmodels.hub.card_usage import PIPELINE_TAGS, auto_name, fit, head_of
 from hf_seqmodels.run import run
 from hf_seqmodels.tasks import TASKS, load_data
 from model_table import Case, build
@@ -92,8 +93,15 @@ def saved(tmp_path_factory, runs):
         add("no tokenizer", build(Case("seq_transformer", "plain"), "seq2seq-lm"), code)
         add("film", build(Case("seq_conv_lstm", "plain"), "time-series-prediction"), code)
         add("known", build(Case("seq_lstm", "plain"), "time-series-prediction", num_time_features=2), code)
+    letters = build_character_tokenizer(["abcdefghijklmnopqr é"])
+    for head, case in (("causal-lm", "transformer_decoder"), ("seq2seq-lm", "transformer")):
+        few = {"positions": "learned", "max_position_embeddings": 20, "eos_token_id": None}
+        for prompt in ("ab cd", "a" * 14, "é" * 90):
+            add(f"few {len(prompt)}", build(Case(f"seq_{case}", "plain"), head, **few), True, letters, prompt=prompt)
     size = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 128, "vocab_size": len(words)}
     gpt2 = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=2, eos_token_id=2, pad_token_id=0))
+    short = GPT2LMHeadModel(GPT2Config(**size | {"n_positions": 20, "vocab_size": len(letters)}, eos_token_id=None))
+    add("short", short, None, letters, prompt="ab c" * 20)
     add("gpt2", gpt2, None, words, prompt="a b")
     return cards
 
@@ -105,7 +113,7 @@ def test_snippets_run_for_a_stranger_without_the_package(runs, saved):
     ]
     cards += saved["code"]
     outputs = run_snippets(cards, package=False)
-    assert len(outputs) == len(RUNS) + 14 and all(output.strip() for output in outputs)
+    assert len(outputs) == len(RUNS) + 21 and all(output.strip() for output in outputs)
     by_recipe = dict(zip(RUNS, outputs, strict=False))
     example = runs["next_token/attention_rnn"][1]["data"]["example"]
     assert by_recipe["next_token/attention_rnn"].startswith(example)
@@ -161,3 +169,26 @@ def test_the_head_is_found_for_every_model_of_ours():
         for head in case.heads:
             model = build(case, head)
             assert head_of(model) == head and auto_name(head).startswith("AutoModel")
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 5, 20, 82, 100, None])
+@pytest.mark.parametrize("prompt", ["", "a", "a" * 17, "a" * 18, "é" * 200, "\ud800" * 40])
+def test_prompt_and_new_tokens_have_a_place(prompt, room):
+    for shared in (True, False):
+        text, new = fit(prompt, room, shared)
+        assert prompt.startswith(text) and 1 <= new <= 80 and bool(text) == bool(prompt)
+        if room is None:
+            assert (text, new) == (prompt, 80)
+        elif room > 4:
+            assert len(text.encode("utf-8", "replace")) + 2 + (new if shared else 0) <= room and (shared or new < room)
+
+
+def test_only_a_table_of_positions_is_a_limit():
+    learned, rotary = (
+        build(Case("seq_transformer_decoder", name), "causal-lm").config for name in ("plain", "rotary")
+    )
+    assert learned.positions == "learned" and "It cannot read more than 256 positions." in limits(None, learned)
+    assert rotary.max_position_embeddings == 256 and "positions" not in limits(None, rotary)
+    assert "positions" not in limits(None, build(Case("seq_lstm", "plain"), "causal-lm").config)
+    foreign = limits(None, LlamaConfig(max_position_embeddings=2048))
+    assert "It was made for up to 2,048 positions." in foreign and "cannot" not in foreign

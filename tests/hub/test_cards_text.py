@@ -127,6 +127,12 @@ BROKEN = {
     "no mapping": ("---\n- a\n---\ntext", "`key: value`"),
     "a Python object": (VALID.replace("value: 0.5", "value: !!python/name:os.system ''"), "not plain YAML"),
     "numpy": (VALID.replace("0.5 |", "np.float64(0.5) |"), "a Python object, not a number: np.float64(0.5)"),
+    "numpy in the text": (VALID + "\naccuracy np.float32(nan)\n", "a Python object, not a number: np.float32(nan)"),
+    "numpy in the metadata": (VALID.replace("0.5}", "np.float64(0.5)}"), "a Python object"),
+    "a tensor in a block": (VALID + "\n```yaml\na: tensor(0.5)\n```\n", "a Python object, not a number: tensor(0.5)"),
+    "a value that is text": (VALID.replace("0.5}", "nan}"), "the value 'nan', which is no number"),
+    "a value in quotes": (VALID.replace("0.5}", "'0.5'}"), "the value '0.5', which is no number"),
+    "a value that is true": (VALID.replace("0.5}", "true}"), "the value 'True', which is no number"),
     "unknown licence": (VALID.replace("mit", "my-licence"), "license 'my-licence' is not on the Hub's list"),
     "licence in a list": (VALID.replace("mit", "[mit, free]"), "license 'free'"),
     "no licence": (VALID.replace("license: mit\n", ""), "no license"),
@@ -150,6 +156,9 @@ BROKEN = {
 def test_a_valid_card_has_no_problems():
     assert check_card(VALID) == []
     assert check_card(VALID.replace("\n", "\r\n")) == []
+    code = "```python\nx = np.float32(0.5), torch.tensor([[1, 2]]), np.zeros(3)\n```"
+    assert check_card(f"{VALID}\n{code}\n") == check_card(VALID.replace("0.5}", "1}")) == []
+    assert check_card(f"{VALID}\n{code}\n".replace("\n", "\r\n")) == []
     assert check_card("---\nlicense: other\nlicense_name: mine\n---\ntext about nan and infinity") == []
 
 

@@ -7,10 +7,23 @@ import shutil
 
 import pytest
 import torch
-from doctoring import GPT2, QUICK, edit_json, edit_weights, examine, failed, own_modules, with_code, write  # noqa: F401
+from doctoring import (  # noqa: F401
+    GPT2,
+    QUICK,
+    TOKENS,
+    WIDTHS,
+    edit_json,
+    edit_weights,
+    examine,
+    failed,
+    own_modules,
+    with_code,
+    write,
+)
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_seqmodels.hub.doctor import CHECKS
 from hf_seqmodels.hub.files import write_checksums
@@ -63,6 +76,10 @@ def pickle(folder):
     (folder / "training_args.bin").write_bytes(b"\x80\x04.")
 
 
+def pickle_by_another_name(folder):
+    torch.save({"a": torch.ones(2)}, folder / "merges.txt")
+
+
 def secret(folder):
     (folder / "notes.txt").write_text("token: hf_" + "a" * 34)
 
@@ -78,7 +95,6 @@ def card_of_nobodys_licence(folder):
 
 def wrong_golden(folder):
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "golden.safetensors")
     with safe_open(folder / "golden.safetensors", "pt") as file:
@@ -187,6 +203,7 @@ FILES = {
     unexpected_key: ("unexpected_keys", "extra is in the files"),
     untied: ("tied_weights", "declared tied and are apart"),
     pickle: ("pickles", "training_args.bin"),
+    pickle_by_another_name: ("pickles", "merges.txt begins like a pickle"),
     secret: ("secrets", "notes.txt holds something like a Hugging Face token"),
     no_card: ("card", "no README.md"),
     card_of_nobodys_licence: ("card", "my-own-licence"),
@@ -237,6 +254,34 @@ def test_a_key_that_our_own_loading_refuses_is_named(tmp_path):
     findings = examine(tmp_path)
     assert failed(findings) == ["missing_keys"]
     assert findings["missing_keys"].measured == "model.layers.1.weight_hh is not in the files"
+
+
+def test_an_index_below_looks_for_its_shards_below(copy):
+    _sharded(copy, lambda shards: None)
+    shutil.copytree(copy, copy / "sub")
+    assert not failed(examine(copy))
+    lost = copy / "sub" / json.loads((copy / "sub" / "model.safetensors.index.json").read_text())["weight_map"][WEIGHT]
+    edit_shard(lost)
+    findings = examine(copy, only=["shard_index"])
+    assert failed(findings) == ["shard_index"]
+    assert f"'sub/model.safetensors.index.json' looks for {WEIGHT}" in findings["shard_index"].measured
+    lost.unlink()
+    findings = examine(copy, only=["shard_index"])
+    assert "which is not there" in findings["shard_index"].measured
+
+
+def edit_shard(file):
+    tensors = load_file(file)
+    tensors.pop(WEIGHT)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_head_that_reads_text_alone_has_no_excuse_for_not_computing(tmp_path):
+    """4 heads cannot share 3 keys: shapes fit the configuration, and no input does."""
+    config = LlamaConfig(**TOKENS, **WIDTHS | {"num_attention_heads": 4, "num_key_value_heads": 3}, head_dim=4)
+    findings = examine(write(LlamaForCausalLM(config), tmp_path))
+    computes = {"padding_right", "padding_left", "padding_batch", "accumulation", "cache"}
+    assert set(failed(findings)) == computes and findings["shapes"].ok and findings["load"].ok
 
 
 def test_a_pickle_that_only_the_repository_holds_is_named(healthy):

@@ -18,6 +18,7 @@ from hf_seqmodels.hub.files import (
     list_files,
     may_leave,
     read_checksums,
+    read_json,
     weights_hash,
     write_checksums,
 )
@@ -106,6 +107,14 @@ def write(name, text):
     return lambda folder: (folder / name).write_text(text)
 
 
+def write_bytes(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def save(name):
+    return lambda folder: torch.save({"a": torch.ones(2)}, folder / name)
+
+
 def truncate(folder):
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-3])
@@ -116,6 +125,9 @@ REFUSED = {
     "no config": (remove("config.json"), "it has no config.json"),
     "no weights": (remove("model.safetensors"), "has no weights"),
     "a pickle": (write("pytorch_model.bin", ""), r"'pytorch_model.bin' may be a pickle"),
+    "a pickle by another name": (write_bytes("notes.txt", b"\x80\x04\x95"), r"'notes.txt' begins like a pickle"),
+    "an old pickle": (write_bytes("merges.json", b"\x80\x02}"), r"'merges.json' begins like a pickle"),
+    "torch.save by another name": (save("spiece.model"), r"'spiece.model' begins like a pickle or a zip archive"),
     "a pickle in capitals": (write("X.PKL", ""), r"'X.PKL' may be a pickle"),
     "no JSON": (write("config.json", "{"), r"'config.json' is no JSON"),
     "JSON that is a list": (write("config.json", "[]"), "holds no JSON object"),
@@ -139,6 +151,36 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_line(folder, what):
     assert "\n" not in str(caught.value)
 
 
+def test_formats_of_their_own_may_begin_as_they_like(folder):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).ljust(0x0280)
+    content = len(header).to_bytes(8, "little") + header.encode() + bytes(4)
+    assert content.startswith(b"\x80\x02")
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / "model.onnx").write_bytes(b"PK\x03\x04")
+    check_folder(folder)
+
+
+def test_shards_lie_beside_their_index_also_in_a_folder_below(folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / INDEX).write_text('{"weight_map": {"a": "model.safetensors"}}')
+    with pytest.raises(UnsafeFolder, match=rf"'sub/{INDEX}' names the shard 'model.safetensors', which is not there"):
+        check_folder(folder)  # the one above is another's
+    shutil.copy(folder / "model.safetensors", folder / "sub" / "model.safetensors")
+    check_folder(folder)
+    (folder / "sub" / "model.safetensors").rename(folder / "sub" / "x.safetensors")
+    (folder / "sub" / INDEX).write_text('{"weight_map": {"a": "x.safetensors"}}')
+    check_folder(folder)
+
+
+def test_the_record_of_a_long_run_is_read(folder):
+    points = [{"step": step, "loss": 1 / (step + 1), "learning_rate": 1e-3 / (step + 1)} for step in range(18_000)]
+    for name in ("result.json", "other.json"):
+        (folder / name).write_text(json.dumps({"log": points}))
+    assert read_json(folder / "result.json") == {"log": points}
+    with pytest.raises(UnsafeFolder, match=r"'other.json' has .* more than the 1,000,000 allowed"):
+        read_json(folder / "other.json")
+
+
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(UnsafeFolder, match="is no folder"):
         check_folder(tmp_path / "nowhere")
@@ -158,6 +200,36 @@ def test_secrets_are_found_and_not_repeated(folder, kind):
     assert find_secrets(folder) == []
     (folder / "notes.txt").write_text(f"token: {SECRETS[kind]}\n")
     assert find_secrets(folder) == [("notes.txt", kind)]
+
+
+MORE_SECRETS = {"fine-grained": "github_pat_" + "a1B2_" * 12, "project key": "sk-proj-" + "a1-B2_" * 10}
+
+
+@pytest.mark.parametrize("before", ["\n", "\t", "\r", "_", "x", "é\n", ""], ids=repr)
+@pytest.mark.parametrize("secret", [*SECRETS.values(), *MORE_SECRETS.values()], ids=[*SECRETS, *MORE_SECRETS])
+def test_secrets_are_found_in_json_where_a_line_break_is_a_letter(folder, before, secret):
+    if before == "x" and secret.startswith("sk-"):
+        pytest.skip("ends a word")
+    for after in ("", "\n", "_"):
+        if after == "_" and ("_" in secret[5:] or secret.startswith("sk-")):
+            continue  # is part of such a token, and makes it a longer one
+        (folder / "config.json").write_text(json.dumps({"notes": f"login:{before}{secret}{after}"}))
+        assert [name for name, _ in find_secrets(folder)] == ["config.json"], (before, after)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "task-" + "name-of-a-long-thing-" * 3,
+        "risk-and-disk-and-whatever-else-is-written-with-hyphens",
+        "hf_seqmodels and hf_hub_download",
+        "AKIA and " + "A" * 40,
+        "hf_" + "a" * 70,
+    ],
+)
+def test_words_are_no_secrets(folder, text):
+    (folder / "config.json").write_text(json.dumps({"notes": f"see:\n{text}\n"}))
+    assert find_secrets(folder) == []
 
 
 def test_a_secret_in_the_header_of_the_weights_is_found(folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from asking import ask, status_of
 
-from loopback_hub.hub_process import WRITER, LoopbackHub, run_client
+from loopback_hub.hub_process import OTHER, WRITER, LoopbackHub, run_client
 
 
 @pytest.fixture
@@ -107,6 +107,27 @@ def test_faults_wait_for_their_turn(hub):
     assert status_of(hub, "/api/whoami-v2", WRITER) == 200
     with pytest.raises(ValueError, match="status='dorp' is no fault"):
         hub.fail("GET", ".", "dorp")
+
+
+PLANT = """
+(folder := Path("planted")).mkdir()
+(folder / "notes.txt").write_text("take " + sys.argv[1])
+(folder / "model.safetensors").write_bytes(b"\\0" * 600 + sys.argv[1].encode())
+api.create_repo("user/planted")
+api.upload_folder(repo_id="user/planted", folder_path=folder)
+"""
+
+
+def test_a_token_in_what_is_sent_is_found_however_it_is_encoded(hub):
+    ask(hub, PLANT, OTHER)
+    found = hub.carriers_of(OTHER)
+    repo = "/api/models/user/planted"
+    assert [call for call in found if call.startswith("POST")] == [
+        f"POST {repo}/preupload/main",
+        f"POST {repo}/commit/main",
+    ]
+    assert len(found) == 3 and found[1].startswith("PUT "), "and as it is, behind the sample"
+    assert hub.carriers_of(WRITER) == [], "the Authorization header is where a token belongs"
 
 
 # ---- nobody else is reached -------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ def scenes(tmp_path_factory):
         hub.fail("POST", "user/patient/commit", "drop")
         hub.fail("POST", "user/refused/commit", 413, times=-1)
         hub.fail("POST", "user/slow/preupload", "delay", seconds=1.0)
+        hub.put("user/open", {"notes.md": b"mine"})
         # The token is an option of the run; the process is logged in nowhere.
         done = run_client(HERE / "client_seq_trainer.py", hub, folder / "out", WRITER, token=None)
         yield hub, json.loads(done.stdout.splitlines()[-1]), folder / "out", done
@@ -108,9 +109,31 @@ def test_a_failure_in_the_background_is_loud_and_harms_nothing(scenes):
     assert hub.files("user/background").keys() >= MODEL
 
 
+def test_no_room_for_a_copy_is_a_failed_push_and_training_goes_on(scenes):
+    hub, happened, out, done = scenes
+    (kind, message), steps = happened["full"]["trained"], happened["full"]["steps"]
+    assert (kind, steps) == ("PushFailed", 4) and "(Training in progress, step 2): " in message
+    assert str(out / "nowhere") in message and "(and 1 more)" in message and "\n" not in message
+    kind, message = happened["full"]["broken"]
+    assert kind == "PushFailed" and "vocab.json" in message and happened["full"]["left"] == []
+    assert done.stderr.count("pushing to 'user/full' failed (Training") == 3, "each was logged when it happened"
+    assert hub.files("user/full") == {}
+
+
+def test_the_last_push_of_a_run_starts_from_a_known_commit_and_is_verified(scenes):
+    hub, _, _, done = scenes
+    (call,) = hub.requests("POST", "user/command_line/commit")
+    last, first = hub.commits("user/command_line")
+    assert json.loads(call.body.splitlines()[0])["value"]["parentCommit"] == first.sha
+    read = {call.route.partition(f"/resolve/{last.sha}/")[2] for call in hub.requests("GET", "command_line/resolve")}
+    assert read == set(hub.files("user/command_line"))
+    assert f"push: committed {last.sha}; verifying" in done.stderr
+
+
 def test_a_busy_hub_is_asked_again(scenes):
     hub, happened, _, _ = scenes
     assert happened["patient"] == {"trained": ["fine", ""], "pushed": ["fine", ""]}
+    assert not hub.repository("user/patient").private, "it was asked to be public"
     assert titles(hub, "user/patient") == ["initial commit", "End of training"]
     tried = [call.status for call in hub.requests("POST", "user/patient/commit")]
     assert tried == [503, "drop", 200]
@@ -153,12 +176,14 @@ def test_what_cannot_be_pushed_is_refused_before_anything_starts(scenes):
         "unknown token": "push_to_hub: 'user/forbidden' cannot be opened: ",
         "processes": "2 processes were asked for",
         "another's": "push_to_hub: 'other/forbidden' cannot be opened: ",
+        "public": "push_to_hub: 'user/open' is public already; --hub_private_repo false ",
     }
     assert happened["forbidden"].keys() == rules.keys()
     for name, (kind, message) in happened["forbidden"].items():
         assert kind == "ConfigError", name
         assert message.startswith(rules[name]) and "\n" not in message, message
     assert not any("forbidden" in name for name in hub.repositories())
+    assert hub.files("user/open") == {"notes.md": b"mine"}
 
 
 def test_no_pickle_and_no_token_ever_left(scenes):
@@ -200,19 +225,23 @@ OPTIONS |= {"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 1,
 
 @pytest.mark.slow
 def test_failures_of_the_command_line_end_in_status_1(tmp_path):
-    """A checkpoint's push fails and the last one arrives, or the last one fails: errors, and both runs are whole."""
-    runs = {"between": {"hub_always_push": "true"}, "last": {"hub_strategy": "end"}}
+    """A checkpoint's push fails and the last one arrives; the last one fails, or arrives damaged: all loud."""
+    runs = {"between": {"hub_always_push": "true"}, "last": {"hub_strategy": "end"}, "flip": {"hub_strategy": "end"}}
     with LoopbackHub(tmp_path / "hub") as hub:
         hub.fail("POST", "user/between/commit", 403)
         hub.fail("POST", "user/last/commit", 403, times=-1)
+        hub.fail("GET", "user/flip/resolve/.*/config.json", "flip")
         argv = []
         for name, own in runs.items():
             options = OPTIONS | own | {"hub_model_id": f"user/{name}", "output_dir": tmp_path / name}
             argv.append([f"--{option}={value}" for option, value in options.items()])
         done = run_client(TRAIN, hub, json.dumps(argv))
-        assert json.loads(done.stdout.splitlines()[-1]) == [1, 1]
+        assert json.loads(done.stdout.splitlines()[-1]) == [1, 1, 1]
         lines = [line for line in done.stderr.splitlines() if "hf-seqmodels train: error: pushing to" in line]
-        assert len(lines) == 2 and "in the background" in lines[0] and "End of training" in lines[1]
+        assert len(lines) == 3 and "in the background" in lines[0]
+        assert "(End of training): could not push to user/last: the token may not do that (403)" in lines[1]
+        assert "(End of training): 'config.json' came back" in lines[2] and "--resume" not in done.stderr
+        assert not list(hub.root.rglob("hf_seqmodels/pushes/*.json")), "nothing to go on with: the folder is gone"
         assert titles(hub, "user/between")[-1] == "End of training" and hub.files("user/last") == {}
         for name in runs:
             assert {"model.safetensors", "result.json"} <= {path.name for path in (tmp_path / name).iterdir()}

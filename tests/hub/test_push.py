@@ -88,20 +88,42 @@ def test_checksums_that_arrive_hold_for_what_arrived(hub, push, original):
     assert sent["model.onnx"] == b"\0onnx" and sent["SHA256SUMS"] == (original / "SHA256SUMS").read_bytes()
 
 
-def test_what_an_earlier_push_left_goes_and_what_others_put_there_stays(hub, push, folder):
+def test_what_an_earlier_push_left_goes_with_a_word_and_what_others_put_there_stays(hub, push, folder):
     (folder / "loss_curve.png").write_bytes(b"\0png")
     write_checksums(folder)
-    assert push(folder, "user/stale").status == 0
-    hub.put(
-        "user/stale", {"notes.md": b"mine", "model-00001-of-00002.safetensors": b"old", "sub/model.safetensors": b"x"}
-    )
+    assert "delete" not in push(folder, "user/stale").stdout
+    stays = {
+        "notes.md",
+        "sub/model.safetensors",
+        "model.fp16.safetensors",
+        "model-ema.safetensors",
+        "model_old.safetensors",
+    }
+    goes = ["loss_curve.png", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    hub.put("user/stale", dict.fromkeys([*stays, *goes[1:]], b"{}"))
     (folder / "loss_curve.png").unlink()
     write_checksums(folder)
-    assert push(folder, "user/stale").status == 0
-    kept = hub.files("user/stale")
-    assert kept["notes.md"] == b"mine" and "sub/model.safetensors" in kept
-    assert "loss_curve.png" not in kept and "model-00001-of-00002.safetensors" not in kept
-    assert len(hub.commits("user/stale")) == 4
+
+    dry = push(folder, "user/stale", "--dry_run")
+    told = [line.split(": ")[1].split(",")[0] for line in dry.stdout.splitlines() if line.startswith("deletes there")]
+    assert dry.status == 0 and told == goes and dry.stdout.endswith("dry run: nothing was sent\n")
+    assert len(hub.commits("user/stale")) == 3
+
+    done = push(folder, "user/stale")
+    assert done.status == 0 and len(hub.commits("user/stale")) == 4
+    kept = set(hub.files("user/stale"))
+    assert stays <= kept and not kept & set(goes)
+    assert [line for line in done.stdout.splitlines() if line.startswith("deleted ")] == [f"deleted {x}" for x in goes]
+    assert [line.split()[1] for line in done.stderr.splitlines() if line.startswith("deletes ")] == goes
+    assert "delete" not in push(folder, "user/stale").stdout
+
+
+def test_a_dry_run_that_cannot_look_says_so(hub, push, original):
+    assert push(original, "user/unsent", "--dry_run").stdout.endswith("dry run: nothing was sent\n"), "it is not there"
+    assert "user/unsent" not in hub.repositories()
+    unknown = push(original, "user/unsent", "--dry_run", token=UNKNOWN)
+    assert unknown.status == 0 and "(401)" in unknown.stdout.splitlines()[-1]
+    assert unknown.stdout.endswith("what it would delete there is not known\n")
 
 
 def test_public_only_when_asked(hub, push, original):
@@ -269,6 +291,7 @@ def test_names_of_repositories(hub, push, original, repo_id):
         (("--message", f"by {WRITER}"), "--message holds your Hugging Face token"),
         (("--tag", WRITER), "--tag holds your Hugging Face token"),
         (("--resume",), "stopped here"),
+        (("--resume", "--dry_run"), "not allowed with"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

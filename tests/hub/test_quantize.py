@@ -13,7 +13,7 @@ import torch
 from hf_seqmodels.hub.golden import write_golden
 from hf_seqmodels.hub.onnx_check import open_session, run_steps
 from hf_seqmodels.hub.onnx_export import export_onnx
-from hf_seqmodels.hub.quantize import QuantizationError, quantize
+from hf_seqmodels.hub.quantize import QuantizationError, compare, quantize
 from model_table import Case, build, make_ids
 
 ROWS = [row[:length] for row, length in zip(make_ids(40, 20).tolist(), [20] * 36 + [1, 2, 7, 19], strict=True)]
@@ -87,6 +87,55 @@ def test_the_step_goes_on_from_its_states(lstm):
     given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     whole = open_session(folder / "model.onnx").run(None, given)[0]
     assert 0 < np.abs(steps - whole).max() <= report["model_step_int8.onnx"]["quality"]["largest_difference"] * 1.001
+
+
+def graph(file, outputs):
+    """A model whose outputs (B, T) are float32 of the tokens, times a number each."""
+    from onnx import TensorProto, helper
+
+    rows = ["batch", "time"]
+    nodes = [helper.make_node("Cast", ["input_ids"], ["tokens"], to=TensorProto.FLOAT)]
+    nodes += [helper.make_node("Identity", ["attention_mask"], ["mask"])]
+    nodes += [helper.make_node("Mul", ["tokens", f"of.{name}"], [name]) for name in outputs]
+    made = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, rows) for name in ("input_ids", "attention_mask")],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, rows) for name in outputs],
+        [helper.make_tensor(f"of.{name}", TensorProto.FLOAT, [], [by]) for name, by in outputs.items()],
+    )
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
+    return file
+
+
+PADDED = {"input_ids": np.array([[3, 1, 2], [1, 5, 9]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
+
+
+def test_all_outputs_of_question_answering_are_compared_over_tokens(tmp_path):
+    before = graph(tmp_path / "before.onnx", {"start_logits": 1.0, "end_logits": 1.0})
+    after = graph(tmp_path / "after.onnx", {"start_logits": 1.0, "end_logits": -1.0})
+    same, other = (compare(before, file, [PADDED], False) for file in (before, after))
+    assert same == {"largest_difference": 0.0, "same_first_choice": 1.0, "scores": 4}, "a start and an end each row"
+    assert other == {"largest_difference": 10.0, "same_first_choice": 0.5, "scores": 4}, "5, and not the padding's 9"
+
+
+def test_scores_of_rows_are_not_taken_for_those_of_tokens(tmp_path):
+    """Three labels and three tokens: the mask says nothing about labels."""
+    before, after = (graph(tmp_path / f"{by}.onnx", {"logits": by}) for by in (1.0, -1.0))
+    assert compare(before, after, [PADDED], False) == {
+        "largest_difference": 18.0,
+        "same_first_choice": 0.0,
+        "scores": 2,
+    }
+
+
+def test_scores_that_are_no_numbers_are_refused(tmp_path):
+    before, after = (
+        graph(tmp_path / "before.onnx", {"logits": 1.0}),
+        graph(tmp_path / "nan.onnx", {"logits": math.nan}),
+    )
+    with pytest.raises(QuantizationError, match=r"nan\.onnx gives scores that are no numbers"):
+        compare(before, after, [PADDED], False)
 
 
 @pytest.mark.slow

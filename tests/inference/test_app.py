@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import math
+import shutil
 import socket
 import subprocess
 import sys
@@ -201,6 +202,13 @@ def test_a_model_with_few_places_writes_what_fits_and_may_be_anybodys():
         answered(side, prompt="The import statement")
 
 
+@pytest.mark.parametrize(("positions", "written"), [("learned", 6), ("rotary", 30), ("sinusoidal", 30)])
+def test_only_a_table_of_positions_has_an_end(positions, written):
+    few = SIZES | {"max_position_embeddings": 20, "num_attention_heads": 2, "eos_token_id": None}
+    model = AutoModelForCausalLM.from_config(hf_seqmodels.TransformerDecoderConfig(positions=positions, **few)).eval()
+    assert answered(Side("x", model, TOKENIZER), prompt="The import sta")[-1].state_tokens == 14 + written - 1
+
+
 # ---- the page -----------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +244,14 @@ def test_a_model_that_fails_says_so_kindly_and_the_log_has_the_reason(sides, cap
     assert answer.notes == ["This model could not answer; the log says why."] and not answer.waiting
     assert "broken: ZeroDivisionError" in capsys.readouterr().err
     assert "broken" in card(Side("broken", model, TOKENIZER), answer)
+
+
+def test_a_record_without_bits_is_no_fault_of_the_model(folders, tmp_path):
+    shutil.copytree(folders["lstm"], tmp_path / "model")
+    plain, told = load_side(str(folders["lstm"])).about, '{"metrics": {"test": {"bits_per_token": 1.5}}}'
+    for text in (told, '{"metrics": {"test": {"loss": 1}}}', "[]", "{", '{"metrics": {"test": null}}'):
+        (tmp_path / "model" / "result.json").write_text(text)
+        assert load_side(str(tmp_path / "model")).about == plain + "\ntest 1.50 bits/token" * (text == told)
 
 
 def test_models_that_do_not_load_are_named(tmp_path):

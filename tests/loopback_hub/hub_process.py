@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from .protocol import Request, User
 from .server import FAULTS, Fault, Hub, Server
@@ -159,11 +160,14 @@ class LoopbackHub:
         self.hub.log.clear()
 
     def carriers_of(self, text: str) -> list[str]:
-        """The calls that held a text anywhere but in their Authorization header (for canaries)."""
+        """The calls that held a text anywhere but in their Authorization header (for canaries).
+
+        Also where it was sent as base64 inside JSON, as the files of a commit and the samples of a preupload are.
+        """
         found = []
         for call in self.requests():
             headers = " ".join(value for name, value in call.headers.items() if name != "authorization")
-            if text in call.path or text in headers or text.encode() in call.body:
+            if text in unquote(call.path) or text in headers or any(text.encode() in part for part in call.parts()):
                 found.append(f"{call.method} {call.path}")
         return found
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
@@ -40,11 +41,34 @@ class Request:
     def query(self) -> dict[str, str]:
         return {name: values[-1] for name, values in parse_qs(self.path.partition("?")[2]).items()}
 
+    def parts(self) -> Iterator[bytes]:
+        """The body, and all that stands in it as base64, in one JSON or one on each line."""
+        yield self.body
+        for line in self.body.splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            for text in strings_in(value):
+                try:
+                    yield base64.b64decode(text, validate=True)
+                except ValueError:
+                    continue
+
     def json(self) -> Any:
         try:
             return json.loads(self.body or b"{}")
         except ValueError:
             raise HubError(400, message="the body is not JSON") from None
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """All strings of a JSON value, names of fields aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from strings_in(each)
 
 
 @dataclass

@@ -139,7 +139,7 @@ def _metadata(name: str, record: Mapping[str, Any] | None, head: str, model_type
     if emissions:
         fields["co2_eq_emissions"] = {
             "emissions": emissions["co2_kg"] * 1000,
-            "source": f"codecarbon {one_line(emissions['codecarbon'])}",
+            "source": f"codecarbon {one_line(emissions['codecarbon'])}{sections.since(record)}",
             "training_type": "pre-training",
             "geographical_location": one_line(emissions["country"]),
         }

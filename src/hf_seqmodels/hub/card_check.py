@@ -13,6 +13,13 @@ from .card_lists import LICENSES, PIPELINE_TAGS
 
 MOST_BYTES = 1_000_000
 _FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", flags=re.DOTALL)
+# How numpy and torch show a number; in Python code such calls are what they say.
+_OBJECT = re.compile(
+    r"\|\s*(?:np\.\w+|tensor)\([^|]*"
+    r"|\b(?:np|numpy)\.(?:bool|u?int|float|str)\w*\([^)\n]*\)?"
+    r"|(?<![\w.])tensor\(\s*[-+\d\[n][^)\n]*\)?"
+)
+_PYTHON = re.compile(r"^(`{3,})python\n.*?^\1$", flags=re.DOTALL | re.MULTILINE)
 _NO_NUMBER = re.compile(r"\|\s*[-+]?(?:nan|inf|infinity)\s*(?=\|)|[:=]\s*[-+]?\.?nan\b", flags=re.IGNORECASE)
 
 
@@ -45,8 +52,8 @@ def _leftovers(text: str, body: str) -> list[str]:
         problems.append("the card says 'More information needed'; say what is known and leave the rest out")
     if found := _NO_NUMBER.search(body):
         problems.append(f"the card shows a number that is none: {' '.join(found[0].split())}")
-    if found := re.search(r"\|\s*(?:np\.\w+|tensor)\([^|]*", body):
-        problems.append(f"the card shows a Python object, not a number: {found[0].strip('| ')}")
+    if found := _OBJECT.search(_PYTHON.sub("", text.replace("\r\n", "\n"))):
+        problems.append(f"the card shows a Python object, not a number: {found[0].strip('| ')[:80]}")
     if not body.strip():
         problems.append("the card has no text after its metadata")
     return problems
@@ -99,6 +106,10 @@ def _model_index(data: Mapping[str, Any]) -> list[str]:
             )
             if not whole:
                 return [f"{place} is not whole: each result needs task.type, dataset.type, .name and metrics"]
+            for value in [metric["value"] for metric in metrics or ()]:
+                told = isinstance(value, str) and _OBJECT.search(value)  # by `_leftovers`
+                if not told and (isinstance(value, bool) or not isinstance(value, int | float)):
+                    return [f"{place} has the value {str(value)[:80]!r}, which is no number"]
     return []
 
 

@@ -10,11 +10,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
-from transformers import TrainingArguments
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ..arguments import SeqTrainingArguments
 from ..data import SYNTHETIC
+from ..models import ARCHITECTURES
 from .card_text import code, escape, fence, one_line, plain, table
+from .card_usage import places
 
 # Score → (in words, digits, unit); in the order of the results' columns.
 MEASURES = {
@@ -32,7 +34,8 @@ Record = Mapping[str, Any]
 # Entry of a record → what it is, where it is there.
 _NUMBER = (int, float)
 SHAPE: dict[str, Any] = {
-    **dict.fromkeys(("parameters", "steps", "seconds", "targets", "world_size", "best_step"), _NUMBER),
+    **dict.fromkeys(("parameters", "steps", "seconds", "targets", "world_size"), _NUMBER),
+    **dict.fromkeys(("best_step", "resumed_at_step"), _NUMBER),
     **dict.fromkeys(("model_type", "task", "name"), str),
     **dict.fromkeys(("config", "data", "metrics", "seeds", "hardware", "versions", "curve", "batch_order"), Mapping),
     **dict.fromkeys(("measured", "chance", "git", "emissions", "model_config"), Mapping),
@@ -217,16 +220,19 @@ def without_paths(value: Any) -> Any:
 
 
 def changed_options(record: Record) -> str:
-    """The recipe's options that differ from the defaults, as YAML."""
+    """The data, and the options that differ from our defaults, as YAML; those that were left out are as by default."""
     values = options_of(record)
     config = CONFIG_MAPPING[record["model_type"]] if record.get("model_type") in CONFIG_MAPPING else None
 
     def changed(section: str, cls: Any) -> dict[str, Any]:
         defaults = {field.name: field.default for field in dataclasses.fields(cls)} if cls else {}
-        return {key: value for key, value in values.get(section, {}).items() if value != defaults.get(key)}
+        given = values.get(section, {})
+        # YAML's `no` is False; transformers' options that say "no" take both.
+        said = {key: "no" if value is False and defaults.get(key) == "no" else value for key, value in given.items()}
+        return {key: value for key, value in said.items() if value != defaults.get(key)}
 
     told = {"model": changed("model", config), "data": values.get("data", {})}
-    told["training"] = changed("training", TrainingArguments)
+    told["training"] = changed("training", SeqTrainingArguments)
     return _yaml({key: value for key, value in told.items() if value})
 
 
@@ -255,7 +261,8 @@ def provenance(record: Record, weights_sha256: str | None) -> str:
         lines.append(f"optimizer steps: {record['steps']:,}{best}")
     if "seconds" in record:
         processes = record.get("world_size", 1)
-        lines.append(f"wall time: {record['seconds']:,.0f} s on {processes} process{'es' if processes > 1 else ''}")
+        where = f"{processes} process{'es' if processes > 1 else ''}{since(record)}"
+        lines.append(f"wall time: {record['seconds']:,.0f} s on {where}")
     if hardware:
         cores = f"{hardware.get('cores')} CPU cores, {hardware.get('torch_threads')} threads of torch"
         parts = [hardware.get("gpu") or cores, hardware.get("machine"), hardware.get("system")]
@@ -272,8 +279,14 @@ def provenance(record: Record, weights_sha256: str | None) -> str:
     if weights_sha256:
         lines.append(f"weights: sha256 {code(weights_sha256)}")
     if record.get("emissions"):
-        lines.append(_emissions(record["emissions"]))
+        lines.append(_emissions(record["emissions"]) + since(record))
     return "\n".join(f"- {line}" for line in lines)
+
+
+def since(record: Record | None) -> str:
+    """What time, targets and CO₂ of a resumed run count; empty for others."""
+    step = (record or {}).get("resumed_at_step")
+    return f", since step {step:,}, where the run was resumed" if step else ""
 
 
 def _emissions(found: Record) -> str:
@@ -288,9 +301,9 @@ def _emissions(found: Record) -> str:
 
 def limits(record: Record | None, config: Any) -> str:
     """What the model was never shown, with the numbers that are known."""
-    longest = getattr(config, "max_position_embeddings", None)
-    learned = getattr(config, "positions", "learned") == "learned"
-    hard = [f"It cannot read more than {longest:,} positions."] if longest and learned else []
+    longest, ours = places(config), getattr(config, "model_type", None) in ARCHITECTURES
+    told = "It cannot read more than {:,} positions." if ours else "It was made for up to {:,} positions."
+    hard = [told.format(longest)] if longest else []
     if record is None:
         lines = ["What it learned from, and how well, is not recorded here: measure it before you rely on it.", *hard]
         return "\n".join(f"- {line}" for line in lines)
@@ -312,6 +325,8 @@ def limits(record: Record | None, config: Any) -> str:
 def _knows(record: Record) -> str:
     found = dataset_of(record)
     count = f"{record['targets']:,} training targets" if "targets" in record else "its training targets"
+    if since(record):
+        count += f" ({since(record)[2:]})"
     if _is_made(record):
         return f"It saw {count} of a task made in code; the scores say nothing about real data."
     if found.language:

@@ -24,7 +24,7 @@ PIPELINE_TAGS = {
 }
 _PIPELINES = {
     "causal-lm": 'generate = pipeline("text-generation", model=model, tokenizer=tokenizer)\n'
-    'print(generate({prompt}, max_new_tokens=80)[0]["generated_text"])',
+    'print(generate({prompt}, max_new_tokens={new})[0]["generated_text"])',
     "masked-lm": 'fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)\nprint(fill({prompt}, top_k=2))',
     "sequence-classification": 'classify = pipeline("text-classification", model=model, tokenizer=tokenizer)\n'
     "print(classify({prompt}))",
@@ -33,7 +33,7 @@ _PIPELINES = {
 }
 _SEQ2SEQ = """\
 inputs = tokenizer({prompt}, return_tensors="pt")
-tokens = model.generate(**inputs, max_new_tokens=80)
+tokens = model.generate(**inputs, max_new_tokens={new})
 print(tokenizer.decode(tokens[0], skip_special_tokens=True))"""
 _QUESTION = """\
 inputs = tokenizer("Which one?", {prompt}, return_tensors="pt")
@@ -48,6 +48,40 @@ _FEATURES = {
     "audio-classification": "scores = model(input_features=features).logits.softmax(-1)[0]\n"
     "print({label: round(scores[number].item(), 3) for number, label in model.config.id2label.items()})",
 }
+
+
+NEW_TOKENS = 80  # that a snippet asks for
+
+
+def places(config: Any) -> int | None:
+    """How many positions a model of ours can read, and one of transformers was made for; None: any number."""
+    if getattr(config, "model_type", None) in ARCHITECTURES and getattr(config, "positions", None) != "learned":
+        return None
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def fit(prompt: str, room: int | None, shared: bool) -> tuple[str, int]:
+    """A prompt that fits, and how many tokens may follow it.
+
+    Args:
+        prompt: any text. It has at most as many tokens as bytes, besides one at its begin and one at its end.
+        room: positions of the model; None: any number.
+        shared: what is written stands behind the prompt, and not in a decoder of its own.
+    """
+    if room is None:
+        return prompt, NEW_TOKENS
+
+    def size(text: str) -> int:
+        return len(text.encode("utf-8", errors="replace")) + 2
+
+    if size(prompt) > room - shared:
+        most = room // 2 if shared else room
+        prompt = prompt[: max(1, most)]
+        while len(prompt) > 1 and size(prompt) > most:
+            prompt = prompt[:-1]
+    left = room - size(prompt) if shared else room - 1  # a decoder of its own begins with a token
+    return prompt, max(1, min(NEW_TOKENS, left))
 
 
 def auto_name(head: str) -> str:
@@ -119,12 +153,14 @@ def _body(head: str, config: Any, prompt: str | None, ours: bool, has_tokenizer:
             return features + _FEATURES[head], torch
         return f"{features}outputs = model(input_features=features)\nprint(list(outputs))", torch
     if head in _PIPELINES | {"seq2seq-lm": 0, "question-answering": 0} and has_tokenizer:
-        if prompt is None:
-            text = literal("The ") if head != "masked-lm" else f"{literal('The ')} + tokenizer.mask_token"
-        else:
-            text = literal(prompt)
+        start, new = "The " if prompt is None else prompt, NEW_TOKENS
+        if head in ("causal-lm", "seq2seq-lm"):
+            start, new = fit(start, places(config), shared=head == "causal-lm")
+        text = literal(start)
+        if prompt is None and head == "masked-lm":
+            text += " + tokenizer.mask_token"
         template = {"seq2seq-lm": _SEQ2SEQ, "question-answering": _QUESTION}.get(head) or _PIPELINES[head]
-        return template.replace("{prompt}", text), []
+        return template.replace("{new}", str(new)).replace("{prompt}", text), []
     reads_tokens = head in (*_PIPELINES, "seq2seq-lm", "question-answering", "backbone") and bool(
         getattr(config, "vocab_size", None)
     )

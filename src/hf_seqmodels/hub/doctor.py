@@ -125,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     parser.add_argument("--trust_remote_code", action="store_true", help="let modelling code in the folder run")
-    parser.add_argument("--only", metavar="NAME", nargs="+", help="report these checks only")
+    parser.add_argument(
+        "--only", metavar="NAME", nargs="+", help="report these checks only (and what they need, where it fails)"
+    )
     return parser
 
 
@@ -148,16 +150,17 @@ def diagnose(
         target: a folder, or a repository as user/name, which is downloaded (without pickles) first.
         revision: branch, tag or commit of the repository.
         trust_remote_code: let code in the folder run; the fresh process then does without this package.
-        only: names of the checks to report, all of `CHECKS` by default. What they need runs too.
+        only: names of the checks to report, all of `CHECKS` by default. What they need runs too, and is reported
+            where it fails.
         show: called with the name of each check before it runs, and with "" at the end.
 
     Returns:
         a finding for each check, in the order of `CHECKS`.
 
     Raises:
-        ValueError: there is no such folder or repository, it holds no checkpoint, nobody knows its model type, its
-            code is not trusted, config.json wants a kernel from elsewhere, or a name in `only` is no check.
-        OSError: the repository cannot be read.
+        ValueError: there is no such folder or repository, it holds no checkpoint, the Hub cannot be reached,
+            nobody knows its model type, its code is not trusted, config.json wants a kernel from elsewhere, or a name
+            in `only` is no check.
     """
     from .doctor_patient import Patient
 
@@ -173,7 +176,7 @@ def diagnose(
                 findings[name] = _run(name, patient, findings)
         if show is not None:
             show("")
-    return [finding for name, finding in findings.items() if not only or name in only]
+    return [finding for name, finding in findings.items() if not only or name in only or finding.ok is False]
 
 
 def _wanted(only: Sequence[str] | None) -> set[str]:
@@ -229,17 +232,19 @@ def _find(target: str | Path, revision: str | None, stack: ExitStack) -> tuple[P
 def _download(name: str, revision: str | None, folder: Path) -> tuple[Path, list[str]]:
     """A repository into `folder`, by way of the Hub's cache, whose links are replaced by the files."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, XetDownloadError
 
     from .doctor_patient import CannotExamine, place
 
-    try:
-        names = HfApi().list_repo_files(name, revision=revision)
-    except OfflineModeIsEnabled:
-        names = []
-    except (ValueError, OSError) as error:
-        raise CannotExamine(f"'{name}' is no folder here, and as a repository: {one_line(error)}") from None
-    cached = Path(snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED))
+    try:  # a lost connection is an HTTPError, which is no OSError; those of Xet are RuntimeErrors
+        try:
+            names = HfApi().list_repo_files(name, revision=revision)
+        except OfflineModeIsEnabled:
+            names = []
+        cached = Path(snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED))
+    except (ValueError, OSError, RuntimeError, HTTPError, XetDownloadError) as error:
+        reason = one_line(error) or type(error).__name__
+        raise CannotExamine(f"'{name}' is no folder here, and as a repository: {reason}") from None
     for path in cached.rglob("*"):
         if path.is_file():
             place(path, folder / path.relative_to(cached))

@@ -24,11 +24,12 @@ from transformers import PreTrainedModel
 
 from ..config import one_line
 from .doctor_patient import DoesNotApply, Finding, Patient, found, largest, within
-from .golden import OUTPUTS, make_inputs, scores
+from .golden import OUTPUTS, auto_class_of, make_inputs, scores
 
 Rows = dict[str, torch.Tensor]
 CLOSE = 1e-4  # fp32, relative to the largest score where that is above 1
 EXACT = 1e-5  # of losses and gradients
+BESIDE_TEXT = {"pixel_values", "bbox", "image", "visual_feats", "input_features", "input_values"}
 LENGTHS = (7, 4, 2)
 PADDING = 3
 
@@ -44,6 +45,7 @@ def fair_inputs(patient: Patient, model: PreTrainedModel, rows: int = 2, length:
 
     Raises:
         DoesNotApply: the model reads something that the doctor cannot make up.
+        Exception: whatever a model raises that should compute from these.
     """
     try:
         inputs = make_inputs(model, rows=rows, length=length, seed=seed)
@@ -56,14 +58,22 @@ def fair_inputs(patient: Patient, model: PreTrainedModel, rows: int = 2, length:
             inputs[name] = _plain_tokens(patient, tuple(inputs[name].shape), generator)
     dtype = next(model.parameters()).dtype
     inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-    if is_stock(model):  # some read two things at once: text and pictures, several choices
-        try:
-            scores(model, inputs)
-        except Exception as error:
-            raise DoesNotApply(
-                f"{type(model).__name__} needs more than {', '.join(inputs)}: {one_line(error)}"
-            ) from None
+    if is_stock(model):
+        _refuse_what_reads_more(patient, model, inputs)
     return inputs
+
+
+def _refuse_what_reads_more(patient: Patient, model: PreTrainedModel, inputs: Rows) -> None:
+    """Some read two things at once: text and pictures, several choices. A head that needs text alone has no excuse."""
+    try:
+        scores(model, inputs)
+    except Exception as error:
+        name = type(model).__name__
+        if name.endswith("ForSequenceClassification") and getattr(patient.text_config, "pad_token_id", None) is None:
+            raise DoesNotApply(f"config.json has no pad_token_id: {one_line(error)}") from None
+        if auto_class_of(model) != "AutoModel" and not BESIDE_TEXT & set(patient.arguments):
+            raise
+        raise DoesNotApply(f"{name} needs more than {', '.join(inputs)}: {one_line(error)}") from None
 
 
 def _plain_tokens(patient: Patient, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

@@ -16,6 +16,7 @@ from .doctor_patient import DoesNotApply, Finding, Patient, found, some
 from .files import (
     CHECKSUMS,
     UnsafeFolder,
+    begins_like_a_pickle,
     check_checksums,
     check_index,
     check_safetensors,
@@ -55,6 +56,11 @@ def pickles(patient: Patient) -> Finding:
         for name in (*patient.names, *patient.elsewhere)
         if is_pickle(name)
     ]
+    problems += [
+        f"{name} begins like a pickle or a zip archive"
+        for name in patient.names
+        if not is_pickle(name) and begins_like_a_pickle(patient.folder / name)
+    ]
     return some(problems, f"0 in {len(patient.names) + len(patient.elsewhere)} files")
 
 
@@ -91,7 +97,7 @@ def shard_index(patient: Patient) -> Finding:
             check_index(patient.folder, name, content)
         except UnsafeFolder as error:
             return found(False, str(error))
-        lie_in = _keys_of_shards(patient.folder, sorted(set(content["weight_map"].values())))
+        lie_in = _keys_of_shards((patient.folder / name).parent, sorted(set(content["weight_map"].values())))
         for key, shard in content["weight_map"].items():
             if lie_in.get(key) != shard:
                 problems.append(f"'{name}' looks for {key} in {shard}; it is in {lie_in.get(key, 'none of them')}")

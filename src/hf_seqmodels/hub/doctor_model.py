@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 
 from .doctor_batches import fair_inputs
 from .doctor_patient import DoesNotApply, Finding, Patient, found, place, some, within
-from .golden import GOLDEN, read_golden, scores
+from .golden import GOLDEN, read_golden, scores, tolerance_of
 from .verify import VerificationError, verify_as_stranger
 
 NO_MEMORY = "no memory"  # a tensor that was made while the model was only described, and never filled
-SAME = 1e-5  # scores in another process, or on another machine
 
 
 # ---- keys -------------------------------------------------------------------------------------------------------
@@ -214,6 +213,7 @@ def fresh_process(patient: Patient) -> Finding:
     auto, _ = patient.auto_and_class
     inputs = fair_inputs(patient, patient.saved)
     expected = scores(patient.saved, inputs)
+    limit = tolerance_of(patient.saved.dtype, float(expected.abs().max()))
     alone = bool(patient.values.get("auto_map")) and patient.trust
     with tempfile.TemporaryDirectory() as scratch:
         for name in patient.names:
@@ -222,12 +222,12 @@ def fresh_process(patient: Patient) -> Finding:
         tensors = {f"input.{name}": value.contiguous() for name, value in inputs.items()} | {"scores": expected}
         save_file(tensors, Path(scratch, GOLDEN), metadata={"auto": auto})
         try:
-            answer = verify_as_stranger(Path(scratch), tolerance=SAME, with_package=not alone)
+            answer = verify_as_stranger(Path(scratch), tolerance=limit, with_package=not alone)
         except VerificationError as error:
             return found(False, _last_line(str(error).replace(scratch, str(patient.folder))))
     where = "without hf_seqmodels" if alone else "with what is installed here"
     return within(
-        answer["max_difference"], SAME, f"scores of a fresh process {where}, {json.dumps(list(expected.shape))}"
+        answer["max_difference"], limit, f"scores of a fresh process {where}, {json.dumps(list(expected.shape))}"
     )
 
 
@@ -246,4 +246,8 @@ def golden(patient: Patient) -> Finding:
     if made.shape != expected.shape:
         return found(False, f"stored scores are {_by(tuple(expected.shape))}, the model's {_by(tuple(made.shape))}")
     scale = max(1.0, float(expected.abs().max()))
-    return within(float((made - expected).abs().max()) / scale, SAME, f"{expected.numel():,} stored scores")
+    return within(
+        float((made - expected).abs().max()) / scale,
+        tolerance_of(patient.saved.dtype),
+        f"{expected.numel():,} stored scores",
+    )

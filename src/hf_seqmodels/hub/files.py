@@ -18,13 +18,16 @@ MAY_LEAVE_NAMES = {CHECKSUMS, "LICENSE", ".gitattributes"}
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
 HIDDEN = {".git", ".cache", "__pycache__", ".DS_Store", ".ipynb_checkpoints"}
 MOST_JSON_BYTES, MOST_JSON_DEPTH = 1_000_000, 64
+PICKLED = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")  # protocols; torch.save writes a zip
+BINARY = {".safetensors", ".png", ".onnx"}  # formats of their own, whose first bytes mean something else
 MOST_SCANNED_BYTES = 50_000_000  # of one file; beyond it lie weights, and nobody's token
 
+# A letter may stand before a token: JSON writes a line break as \n. Only "sk-" also ends words, as in "task-…".
 SECRETS = {
-    "Hugging Face token": rb"\bhf_[A-Za-z0-9]{20,64}\b",
-    "GitHub token": rb"\b(?:gh[pousr]_[A-Za-z0-9]{30,80}|github_pat_[A-Za-z0-9_]{30,100})\b",
-    "AWS key": rb"\bAKIA[0-9A-Z]{16}\b",
-    "OpenAI-like key": rb"\bsk-[A-Za-z0-9_-]{32,200}\b",
+    "Hugging Face token": rb"hf_[A-Za-z0-9]{20,64}(?![A-Za-z0-9])",
+    "GitHub token": rb"gh[pousr]_[A-Za-z0-9]{30,80}(?![A-Za-z0-9])|github_pat_[A-Za-z0-9_]{30,100}(?![A-Za-z0-9_])",
+    "AWS key": rb"AKIA[0-9A-Z]{16}(?![0-9A-Z])",
+    "OpenAI-like key": rb"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt]))sk-[A-Za-z0-9_-]{32,200}(?![A-Za-z0-9_-])",
     "private key": rb"-----BEGIN (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----",
 }
 
@@ -42,6 +45,14 @@ def may_leave(name: str, onnx: bool = False) -> bool:
 def is_pickle(name: str) -> bool:
     """Whether a name ends like a file that may run code, or hide weights from the checks, when it is loaded."""
     return PurePosixPath(name).suffix.lower() in PICKLES
+
+
+def begins_like_a_pickle(path: Path) -> bool:
+    """Whether a file, whatever its name, begins like a pickle or like the archive in which `torch.save` keeps one."""
+    if path.suffix in BINARY:
+        return False
+    with path.open("rb") as file:
+        return file.read(4).startswith(PICKLED)
 
 
 def list_files(folder: Path | str) -> list[str]:
@@ -90,6 +101,8 @@ def check_folder(folder: Path | str) -> None:
                 f"'{name}' may be a pickle, which can run code when it is loaded; save the weights as safetensors "
                 "(save_pretrained does) and delete it"
             )
+        if begins_like_a_pickle(root / name):
+            raise UnsafeFolder(f"'{name}' begins like a pickle or a zip archive, whatever its name says; delete it")
     for name in ("config.json", *(name for name in names if name.endswith(".index.json"))):
         check_index(root, name, read_json(root / name))
     weights = [name for name in names if name.endswith(".safetensors")]
@@ -103,9 +116,11 @@ def read_json(path: Path) -> object:
     """A JSON file of limited size and depth.
 
     Raises:
-        UnsafeFolder: it is larger than 1 MB (an index of shards: 50 MB), deeper than 64 levels, or no JSON.
+        UnsafeFolder: it is larger than 1 MB (an index of shards, a run's record: 50 MB), deeper than 64 levels, or no
+            JSON.
     """
-    most = MOST_JSON_BYTES * (50 if path.name.endswith(".index.json") else 1)
+    long = path.name == "result.json" or path.name.endswith(".index.json")  # logged points; tensors
+    most = MOST_JSON_BYTES * (50 if long else 1)
     if path.stat().st_size > most:
         raise UnsafeFolder(f"'{path.name}' has {path.stat().st_size:,} bytes, more than the {most:,} allowed")
     try:
@@ -144,7 +159,7 @@ def check_index(root: Path, index: str, content: object) -> None:
     for shard in sorted({str(value) for value in shards.values()}):
         if PurePosixPath(shard).name != shard or "\\" in shard or is_pickle(shard):
             raise UnsafeFolder(f"'{index}' names the shard '{shard}'; shards are safetensors beside the index")
-        if not (root / shard).is_file():
+        if not ((root / index).parent / shard).is_file():
             raise UnsafeFolder(f"'{index}' names the shard '{shard}', which is not there; the copy is incomplete")
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 GOLDEN = "golden.safetensors"
+CLOSE, CLOSE_IN_TWO_BYTES = 1e-5, 2e-2  # scores of one model on two machines; bf16 keeps 8 bits of a number
 MOST_BYTES = 1_000_000  # of the stored scores: with large vocabularies the input gets shorter
 OUTPUTS = ("logits", "start_logits", "params", "prediction_outputs", "last_hidden_state")
 
@@ -59,9 +60,14 @@ def _frame_shape(config: Any) -> tuple[int, int, int]:
 
 @torch.no_grad()
 def scores(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What the model makes of the inputs, in fp32: logits, else a distribution's parameters, else hidden states."""
+    """What the model makes of the inputs, in fp32: logits, else a distribution's parameters, else hidden states.
+
+    Features, series and frames are given in the model's dtype.
+    """
     training = model.training
-    outputs: Any = model.eval()(**{name: value.to(model.device) for name, value in inputs.items()})
+    given = {name: value.to(model.device) for name, value in inputs.items()}
+    given = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in given.items()}
+    outputs: Any = model.eval()(**given)
     model.train(training)
     name = next((name for name in OUTPUTS if outputs.get(name) is not None), None)
     if name is None:
@@ -72,6 +78,11 @@ def scores(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.
     elif isinstance(found, tuple | list):  # the parameters of a distribution
         found = torch.cat([part.flatten(2) for part in found], -1)
     return found.float().cpu().contiguous()
+
+
+def tolerance_of(dtype: torch.dtype, largest: float = 0.0) -> float:
+    """How far scores may be from stored ones: 1e-5, or in bf16 and fp16 2e-2 of `largest` where that is above 1."""
+    return CLOSE_IN_TWO_BYTES * max(1.0, largest) if dtype.itemsize < 4 else CLOSE
 
 
 def write_golden(model: PreTrainedModel, folder: Path, seed: int = 0) -> Path:

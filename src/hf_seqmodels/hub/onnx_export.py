@@ -238,10 +238,7 @@ def write_program(
                 verbose=False,
                 input_names=input_names,
                 output_names=output_names,
-                custom_translation_table={
-                    torch.ops.aten.sort.stable: stable_sort,
-                    torch.ops.aten.cummax.default: cummax,
-                },
+                custom_translation_table=TRANSLATIONS,
             )
     except Exception as error:  # the exporter's errors are many and long
         lines = str(error).strip().splitlines() or [""]

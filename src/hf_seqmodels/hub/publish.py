@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants, get_token, is_offline_mode
 
 from ..config import one_line
+from .publish_errors import PushFailed, PushLost, step
 from .publish_plan import OF_THE_DATA, Options, Plan, PushRefused, make_plan, require_token
-from .publish_remote import Head, Made, PushFailed, PushLost, Remote, step
+from .publish_remote import Head, Made, Remote
 from .retry import Patience, patient_session
 
 DESCRIPTION = """\
@@ -24,8 +25,10 @@ differ go in ONE commit; afterwards every file is downloaded into an empty cache
 
 A new repository is private unless you say --public. Only *.safetensors, json, py, txt, md, png, yaml, jinja,
 tokenizer .model, SHA256SUMS, LICENSE and .gitattributes leave, and .onnx with --onnx. A second push of the same
-folder makes no commit. What an earlier push put there and the folder no longer has is deleted in the same commit;
-other files in the repository stay.
+folder makes no commit.
+
+The commit also deletes, and says so: what an earlier push put there and the folder no longer has, and other weights
+that would be loaded (model.safetensors, its index, model-00001-of-00002.safetensors). Other files there stay.
 
 The token comes from HF_TOKEN or `hf auth login`; it has to have write access. The folder is only read.
 """
@@ -56,6 +59,7 @@ class PushReport:
         files: sha256 of everything that was pushed or was there already; all of them were verified.
         left_out: name → why it stayed here.
         collection: the slug of the collection that the repository is in.
+        deleted: what the commit deleted from the repository.
     """
 
     url: str
@@ -66,9 +70,11 @@ class PushReport:
     left_out: dict[str, str]
     tag: str | None = None
     collection: str | None = None
+    deleted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"left out {name}: {why}" for name, why in self.left_out.items()]
+        lines += [f"deleted {name}" for name in self.deleted]
         lines += [f"one commit, {self.commit}" if self.made_commit else f"nothing to do: {self.commit} has it all"]
         lines += [f"verified {len(self.files)} files from an empty cache: sha256 as pushed"]
         lines += [f"tag {self.tag}"] if self.tag else []
@@ -87,6 +93,7 @@ def push(
     message: str | None = None,
     onnx: bool = False,
     collection: str | None = None,
+    token: str | None = None,
     retries: int = 6,
     say: Callable[[str], None] = print,
 ) -> PushReport:
@@ -96,6 +103,7 @@ def push(
         folder: what `hf-seqmodels export` wrote; it is only read.
         repo_id: "user/name" on the Hub.
         public, branch, tag, create_pr, message, onnx, collection: see [`Options`].
+        token: one that may write; None: the user's, from HF_TOKEN or `hf auth login`.
         retries: further tries of a call that meets 429, 5xx or a dropped connection.
         say: receives a line for each stage and each wait.
 
@@ -104,7 +112,7 @@ def push(
         PushFailed: the Hub refused, did not answer, or holds something else than was pushed. `resume` goes on.
     """
     options = Options(public, branch, tag, create_pr, message, onnx, collection)
-    token = require_token()
+    token = require_token(token)
     plan = make_plan(folder, repo_id, options)
     return _run(plan, token, Patience(retries, say=say), None)
 
@@ -126,8 +134,8 @@ def resume(
         PushFailed: as for [`push`].
     """
     token = require_token()
-    state = _read_state(repo_id)
-    if state is None or state["folder"] != str(Path(folder).resolve()):
+    state = _read_state(repo_id, Path(folder))
+    if state is None:
         raise PushRefused(f"no push of '{folder}' to '{repo_id}' stopped here; push without --resume")
     for name, value in options.items():
         stopped = state["asked"][name]
@@ -157,11 +165,8 @@ def _run(plan: Plan, token: str, patience: Patience, state: dict[str, Any] | Non
         try:
             return _write(plan, remote, say, last is not None, state)
         except (PushLost, PushRefused):
-            _state_file(plan.repo_id).unlink(missing_ok=True)
+            forget(plan.repo_id)
             raise
-        except PushFailed as error:
-            way_on = f"hf-seqmodels push {plan.folder} {plan.repo_id} --resume"
-            raise PushFailed(f"{error}. Your files are as they were; to go on: {way_on}") from error
 
 
 def _write(plan: Plan, remote: Remote, say: Callable[[str], None], exists: bool, state: dict[str, Any]) -> PushReport:
@@ -170,7 +175,7 @@ def _write(plan: Plan, remote: Remote, say: Callable[[str], None], exists: bool,
             remote.create()
         say(f"created {plan.repo_id} ({'public' if plan.options.public else 'private'})")
     made = _commit(plan, remote, state)
-    _write_state(plan.repo_id, state | {"commit": made.commit, "new": made.new, "pr_url": made.pr_url})
+    _write_state(plan.repo_id, state | asdict(made))
     say(f"{'committed' if made.new else 'nothing to commit:'} {made.commit}; verifying")
     with step(f"verify {plan.repo_id} at {made.commit}"):
         remote.verify(made.commit)
@@ -181,16 +186,16 @@ def _write(plan: Plan, remote: Remote, say: Callable[[str], None], exists: bool,
     if plan.collection:
         with step(f"add {plan.repo_id} to the collection {plan.collection}"):
             slug = remote.join_collection()
-    _state_file(plan.repo_id).unlink(missing_ok=True)
+    forget(plan.repo_id)
     files = {file.name: file.sha256 for file in plan.files.values()}
     tag = plan.options.tag
-    return PushReport(remote.url, made.commit, made.new, made.pr_url, files, plan.left_out, tag, slug)
+    return PushReport(remote.url, made.commit, made.new, made.pr_url, files, plan.left_out, tag, slug, made.deleted)
 
 
 def _commit(plan: Plan, remote: Remote, state: dict[str, Any]) -> Made:
     """The commit that was made before the push stopped, or a new one from the commit that was the last one then."""
     if state["commit"]:
-        return Made(state["commit"], state["new"], state["pr_url"])
+        return Made(state["commit"], state["new"], state["pr_url"], tuple(state["deleted"]))
     with step(f"read {plan.options.branch} of {plan.repo_id}"):
         started = state["head"] is not None
         head = Head(state["head"], tuple(state["pull_requests"])) if started else remote.head()
@@ -217,9 +222,7 @@ def _new_state(plan: Plan) -> dict[str, Any]:
         "digest": plan.digest,
         "head": None,
         "pull_requests": [],
-        "commit": None,
-        "new": False,
-        "pr_url": None,
+        **asdict(Made("", new=False)),
     }
 
 
@@ -231,14 +234,22 @@ def _write_state(repo_id: str, state: dict[str, Any]) -> None:
     unfinished.replace(file)
 
 
-def _read_state(repo_id: str) -> dict[str, Any] | None:
+def forget(repo_id: str) -> None:
+    """There is no push to this repository to go on with any more."""
+    _state_file(repo_id).unlink(missing_ok=True)
+
+
+def _read_state(repo_id: str, folder: Path) -> dict[str, Any] | None:
+    """Where the push of this folder stopped; None if none did."""
     try:
         state = json.loads(_state_file(repo_id).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = {field.name for field in fields(Options)}
-    whole = isinstance(state, dict) and state.keys() >= {"folder", "asked", "digest", "head"}
-    return state if whole and state["asked"].keys() == known else None  # of another version: as if there were none
+    made, asked = ({field.name for field in fields(kind)} for kind in (Made, Options))
+    whole = isinstance(state, dict) and state.keys() >= {"folder", "asked", "digest", "head", "pull_requests", *made}
+    if not whole or state["asked"].keys() != asked:  # of another version: as if there were none
+        return None
+    return state if state["folder"] == str(folder.resolve()) else None
 
 
 # ---- command ----------------------------------------------------------------------------------------------------
@@ -252,28 +263,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if dry_run:
             given.pop("retries", None)
-            print(make_plan(folder, repo_id, Options(**given)).describe())
-            note = "" if get_token() else "; there is no token, which a push needs"
-            print(f"dry run: nothing was sent{note}")
-            return 0
-        print((resume if go_on else push)(folder, repo_id, say=_say, **given))
+            _show_dry_run(make_plan(folder, repo_id, Options(**given)))
+        else:
+            print((resume if go_on else push)(folder, repo_id, say=_say, **given))
     except (ValueError, OSError) as error:
-        return _fail(error, 2)
+        return _fail(one_line(error), 2)
     except PushFailed as error:
-        return _fail(error, 1)
+        return _fail(f"{one_line(error)}{_way_on(folder, repo_id)}", 1)
     except KeyboardInterrupt:
-        return _fail(
-            PushFailed("interrupted; your files are as they were, and --resume goes on with what had begun"), 130
-        )
+        return _fail(f"interrupted{_way_on(folder, repo_id) or '; no push had begun'}", 130)
     return 0
+
+
+def _show_dry_run(plan: Plan) -> None:
+    """Print the plan and, where there is a token to look with, what the commit would delete."""
+    print(plan.describe())
+    token, unknown = get_token(), "HF_HUB_OFFLINE is set" if is_offline_mode() else ""
+    if not token:
+        unknown = "there is no token, which a push needs"
+    elif not unknown:
+        try:
+            with step(f"look at {plan.repo_id}"):
+                delete = Remote(plan, token, Patience(0)).would_delete()
+            print("".join(f"deletes there: {name}, {why}\n" for name, why in delete.items()), end="")
+        except PushFailed as error:
+            unknown = one_line(error)
+    print("dry run: nothing was sent" + (f"; {unknown}; what it would delete there is not known" if unknown else ""))
+
+
+def _way_on(folder: Path, repo_id: str) -> str:
+    if _read_state(repo_id, folder) is None:
+        return ""
+    return f". Your files are as they were; to go on: hf-seqmodels push {folder} {repo_id} --resume"
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _fail(error: Exception, status: int) -> int:
-    line, token = one_line(error), get_token()
+def _fail(line: str, status: int) -> int:
+    token = get_token()
     if token:
         line = line.replace(token, "hf_…")
     print(f"hf-seqmodels push: error: {line}", file=sys.stderr)
@@ -291,7 +320,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="what `hf-seqmodels export` wrote")
     parser.add_argument("repo_id", metavar="user/name", help="the repository on the Hub; created if it is not there")
-    parser.add_argument("--dry_run", action="store_true", help="print what would go and what would stay; send nothing")
+    one_of = parser.add_mutually_exclusive_group()
+    one_of.add_argument(
+        "--dry_run", action="store_true", help="print what would go, stay and be deleted there; send nothing"
+    )
     parser.add_argument("--public", action="store_true", help="everybody may read a repository created now")
     parser.add_argument("--branch", help="where the commit goes, created if it is not there; default: main")
     parser.add_argument("--tag", help="a name for the commit, for from_pretrained(..., revision=TAG)")
@@ -306,7 +338,7 @@ def _parser() -> argparse.ArgumentParser:
         help="put the repository into this collection (title or slug), made if it is not there, private unless "
         "--public; without TITLE: one for all models of the same data set, which result.json names",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the push of DIR that stopped")
+    one_of.add_argument("--resume", action="store_true", help="go on with the push of DIR that stopped")
     parser.add_argument("--retries", type=_not_negative, help="further tries of a call that fails; default: 6")
     return parser
 

@@ -126,7 +126,8 @@ def make_plan(folder: Path | str, repo_id: str, options: Options) -> Plan:
     names = list_files(folder)
     _check_contents(folder, names)
     left_out = {name: _why(name) for name in names if not may_leave(name, options.onnx)}
-    files = {name: _planned(folder, name, left_out) for name in names if name not in left_out}
+    listed = read_checksums(folder)
+    files = {name: _planned(folder, name, listed, left_out) for name in names if name not in left_out}
     collection = collection_title(folder) if options.collection == OF_THE_DATA else options.collection
     message = options.message or f"Push {repo_id.partition('/')[2]} with hf-seqmodels"
     return Plan(folder, repo_id, options, message, collection, files, left_out)
@@ -165,15 +166,15 @@ def _is_revision(name: str) -> bool:
     return bool(fine) and not name.endswith(("/", ".", ".lock"))
 
 
-def require_token() -> str:
-    """The user's token, from HF_TOKEN or `hf auth login`.
+def require_token(token: str | None = None) -> str:
+    """The token to push with: this one, or the user's from HF_TOKEN or `hf auth login`.
 
     Raises:
         PushRefused: there is none, or calls to the Hub are switched off.
     """
     if is_offline_mode():
         raise PushRefused("HF_HUB_OFFLINE is set, which forbids all calls to the Hub; unset it to push")
-    token = get_token()
+    token = token or get_token()
     if not token:
         raise PushRefused(
             "no token: a push needs one that may write; make it at https://huggingface.co/settings/tokens, then "
@@ -208,17 +209,16 @@ def _why(name: str) -> str:
     return f"'{PurePosixPath(name).suffix or name}' is not among the kinds of files that are published"
 
 
-def _planned(folder: Path, name: str, left_out: Mapping[str, str]) -> PlannedFile:
+def _planned(folder: Path, name: str, listed: Mapping[str, str], left_out: Mapping[str, str]) -> PlannedFile:
     path = folder / name
-    if name == CHECKSUMS:
-        listed = read_checksums(folder)
-        if listed.keys() & left_out.keys():  # what goes must hold where it arrives
-            lines = [
-                f"{digest}  {listed_name}\n" for listed_name, digest in listed.items() if listed_name not in left_out
-            ]
-            content = "".join(lines).encode()
-            return PlannedFile(name, len(content), hashlib.sha256(content).hexdigest(), content)
-    return PlannedFile(name, path.stat().st_size, sha256(path), path)
+    if name == CHECKSUMS and listed.keys() & left_out.keys():  # what goes must hold where it arrives
+        lines = [f"{digest}  {listed_name}\n" for listed_name, digest in listed.items() if listed_name not in left_out]
+        content = "".join(lines).encode()
+        return PlannedFile(name, len(content), hashlib.sha256(content).hexdigest(), content)
+    digest = sha256(path)
+    if digest != listed.get(name, digest):
+        raise PushRefused(f"'{name}' changed while it was checked; push again when nothing writes to '{folder}'")
+    return PlannedFile(name, path.stat().st_size, digest, path)
 
 
 def collection_title(folder: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,54 +26,15 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from ..config import one_line
 from .files import CHECKSUMS, UnsafeFolder, may_leave, read_checksums, sha256
+from .publish_errors import PushFailed, PushLost, explain
 from .publish_plan import COLLECTION_SLUG, Plan, PlannedFile, PushRefused
-from .retry import HubUnavailable, Patience, may_have_happened, reason_of
+from .retry import Patience, may_have_happened, reason_of
 
 DOWNLOAD_BARS = ("huggingface_hub.http_get", "huggingface_hub.xet_get")
-WAY_OUT = {
-    401: "the Hub does not know the token (401); log in again with `hf auth login`, or set HF_TOKEN",
-    402: "the Hub wants to be paid for that (402); see https://huggingface.co/settings/billing",
-    403: "the token may not do that (403); use one with write access to this repository",
-    404: "the Hub has no such thing (404); check the name, and that the token may read it",
-    413: "that is too large for the Hub (413); save in shards: save_pretrained(..., max_shard_size='5GB')",
-}
-
-
-class PushFailed(RuntimeError):
-    """The Hub did not do what was asked, or what arrived is not what was sent: one line, with what to do."""
-
-
-class PushLost(PushFailed):
-    """A failure that going on with the same push cannot mend."""
-
-
-@contextmanager
-def step(what: str) -> Iterator[None]:
-    """Turn whatever a call raises into one line that names what was being done."""
-    try:
-        yield
-    except (PushFailed, PushRefused):
-        raise
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        raise PushFailed(f"could not {what}: {explain(error)}") from error
-
-
-def explain(error: Exception) -> str:
-    """What to do about an error of the client, in one line without addresses and headers."""
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:  # uploads in threads wrap what happened
-        seen.append(cause)
-        if isinstance(cause, HubUnavailable):
-            return f"{cause}; try again later"
-        if isinstance(cause, HfHubHTTPError):
-            status = cause.response.status_code
-            said = " ".join((cause.server_message or "").split())
-            return WAY_OUT.get(status, f"the Hub answers {status}") + (f" [it says: {said}]" if said else "")
-        if isinstance(cause, HTTPError):
-            return f"{reason_of(cause)}; try again later"
-        cause = cause.__cause__ or cause.__context__
-    return one_line(error)
+LARGE = (".safetensors", ".onnx")  # sent from the disk; all else is read once, and held until it is committed
+# What from_pretrained loads, and would load beside or instead of ours. Other names (model.fp16.safetensors) are
+# loaded only by who asks for them.
+WEIGHTS = re.compile(r"model\.safetensors(\.index\.json)?|model-\d{5}-of-\d{5}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -84,11 +47,12 @@ class Head:
 
 @dataclass(frozen=True)
 class Made:
-    """A commit that has what the plan wants; `new` is false when nothing had to be done."""
+    """A commit that has what the plan wants; `new` is false when nothing had to be done, `deleted` what it deleted."""
 
     commit: str
     new: bool
     pr_url: str | None = None
+    deleted: tuple[str, ...] = ()
 
 
 class Remote:
@@ -212,6 +176,8 @@ class Remote:
         add, delete = self._changes(head.commit)
         if not add and not delete:
             return Made(head.commit, new=False)
+        for name in delete:
+            self.patience.say(f"deletes {name} there: {_why_deleted(name)}")
         operations = [CommitOperationAdd(file.name, _content(file)) for file in add]
         self._upload(operations, add)
         for tried in itertools.count(1):
@@ -226,7 +192,7 @@ class Remote:
                     create_pr=self.options.create_pr,
                     parent_commit=head.commit,
                 )
-                return Made(info.oid, new=True, pr_url=info.pr_url)
+                return Made(info.oid, True, info.pr_url, tuple(delete))
             except HTTPError as error:
                 if isinstance(error, HfHubHTTPError) and error.response.status_code == 412:
                     if made := self.made_already(head):
@@ -239,6 +205,16 @@ class Remote:
                     raise
                 self.patience.wait(tried, f"commit: {reason_of(error)}")
         raise AssertionError("unreachable: the last wait raises")
+
+    def would_delete(self) -> dict[str, str]:
+        """Name → why of what the commit would delete, from the repository as it is now; nothing if there is none."""
+        try:
+            info = self.api.model_info(self.repo_id, revision=self.options.branch)
+        except RevisionNotFoundError:
+            info = self.api.model_info(self.repo_id)  # where the branch would start
+        except RepositoryNotFoundError:
+            return {}
+        return {name: _why_deleted(name) for name in self._changes(str(info.sha))[1]}
 
     def differs(self, commit: str) -> bool:
         """Whether a commit lacks, or has too much of, what the plan wants."""
@@ -254,21 +230,22 @@ class Remote:
             free_memory=False,
         )
         for operation, file in zip(operations, files, strict=True):
-            if operation.upload_info.sha256.hex() != file.sha256:
-                raise PushLost(f"'{file.name}' changed while it was pushed; nothing was committed, push again")
+            on_disk = file.sha256 if isinstance(file.content, bytes) else sha256(file.content)
+            if not operation.upload_info.sha256.hex() == on_disk == file.sha256:
+                raise _changed(file.name)
 
     def _changes(self, commit: str) -> tuple[list[PlannedFile], list[str]]:
         """What to add and what to delete so that `commit` becomes the plan.
 
         Deleted is what an earlier push put there and this one no longer has (the SHA256SUMS there lists it), and
-        other weights beside ours, which might be loaded instead. Whatever else lies there stays.
+        other `WEIGHTS` beside ours, which would be loaded with them or instead. Whatever else lies there stays.
         """
         there = self._tree(commit)
         add = [file for file in self.plan.files.values() if not _same(there.get(file.name), file)]
-        changed = CHECKSUMS in there and not _same(there[CHECKSUMS], self.plan.files[CHECKSUMS])
-        listed = self._listed(commit) if changed else set()
+        other = CHECKSUMS in there and not _same(there[CHECKSUMS], self.plan.files[CHECKSUMS])
+        listed = self._listed(commit) if other else set()
         extra = [name for name in there if name not in self.plan.files and may_leave(name, onnx=True)]
-        return add, sorted(name for name in extra if name in listed or _is_weights(name))
+        return add, sorted(name for name in extra if name in listed or WEIGHTS.fullmatch(name))
 
     def _listed(self, commit: str) -> set[str]:
         """What the SHA256SUMS there names; nothing if it is none."""
@@ -287,12 +264,16 @@ class Remote:
         if not self.options.create_pr:
             commit = self.api.model_info(self.repo_id, revision=self.options.branch).sha
             done = commit is not None and commit != head.commit and not self.differs(commit)
-            return Made(str(commit), new=True) if done else None
+            return Made(str(commit), True, None, self._deleted_after(head)) if done else None
         for ref in set(self._pull_requests()) - set(head.pull_requests):
             commit = str(self.api.model_info(self.repo_id, revision=ref).sha)
             if not self.differs(commit):
-                return Made(commit, new=True, pr_url=f"{self.url}/discussions/{ref.rpartition('/')[2]}")
+                url = f"{self.url}/discussions/{ref.rpartition('/')[2]}"
+                return Made(commit, True, url, self._deleted_after(head))
         return None
+
+    def _deleted_after(self, head: Head) -> tuple[str, ...]:
+        return tuple(self._changes(head.commit)[1])
 
     def tag(self, commit: str) -> None:
         """Name the commit; a tag that is there already has to name this one."""
@@ -356,18 +337,35 @@ class Remote:
 
 
 def _content(file: PlannedFile) -> str | bytes:
-    return file.content if isinstance(file.content, bytes) else str(file.content)
+    """What the client sends: bytes are those of the plan, however the file changes from now on.
+
+    Raises:
+        PushLost: it has changed already.
+    """
+    if isinstance(file.content, bytes):
+        return file.content
+    if file.name.endswith(LARGE):
+        return str(file.content)
+    data = file.content.read_bytes()
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise _changed(file.name)
+    return data
+
+
+def _changed(name: str) -> PushLost:
+    return PushLost(f"'{name}' changed while it was pushed; nothing was committed, push again")
+
+
+def _why_deleted(name: str) -> str:
+    if WEIGHTS.fullmatch(name):
+        return "weights that would be loaded beside or instead of these"
+    return "an earlier push put it there, and this one does not have it"
 
 
 def _same(entry: RepoFile | None, file: PlannedFile) -> bool:
     if entry is None:
         return False
     return entry.lfs.sha256 == file.sha256 if entry.lfs else entry.blob_id == file.git_hash()
-
-
-def _is_weights(name: str) -> bool:
-    """Whether from_pretrained would look for weights under this name."""
-    return name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json")) and "/" not in name
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 from transformers import AutoConfig
 
 from .golden import GOLDEN, read_golden
-from .onnx_check import TIMED_TOKENS, open_session, run_steps, steps_per_second
+from .onnx_check import TIMED_TOKENS, is_by_token, open_session, run_steps, steps_per_second
 from .onnx_export import MODEL, STEP, longest, make_inputs, quiet, require_onnx
 
 REPORT = "quantization_report.json"
@@ -42,11 +42,13 @@ def quantize(folder: Path, target: Path, rows: Iterable[Any] | None = None) -> d
 
     Returns:
         The report; for each model `bytes` before and after, `quantized` and `float_bytes` (bytes of the weights left
-        in float32, by operator), and `quality`: `largest_difference` and `same_first_choice` of the scores and, with
-        rows, `bits_per_token` before and after. Of a step also `steps_per_second`, one row on one thread.
+        in float32, by operator), and `quality`: `largest_difference` of all outputs, `same_first_choice` of `scores`
+        many (tokens or rows; of question answering where an answer starts and where it ends) and, with rows,
+        `bits_per_token` before and after. Of a step also `steps_per_second`, one row on one thread.
 
     Raises:
-        QuantizationError, OnnxExportError: no model.onnx, rows that do not fit, or a missing package.
+        QuantizationError, OnnxExportError: no model.onnx, rows that do not fit, scores that are no numbers, or a
+            missing package.
     """
     require_onnx()
     folder, target = Path(folder), Path(target)
@@ -168,32 +170,53 @@ def pad(rows: Sequence[Mapping[str, Sequence[int]]], config: Any) -> Batch:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def run(session: Any, batch: Batch) -> np.ndarray:
-    """Scores of a batch, by the sequence model or step by step."""
+def run(session: Any, batch: Batch) -> dict[str, np.ndarray]:
+    """Outputs of a batch by name, by the sequence model or step by step."""
     if any(value.name.startswith("past.") for value in session.get_inputs()):
-        return run_steps(session, batch["input_ids"], batch["attention_mask"])
-    return session.run(None, {name: value for name, value in batch.items() if name != "labels"})[0]
+        return {"logits": run_steps(session, batch["input_ids"], batch["attention_mask"])}
+    found = session.run(None, {name: value for name, value in batch.items() if name != "labels"})
+    return dict(zip([value.name for value in session.get_outputs()], found, strict=True))
+
+
+def first_choices(name: str, scores: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The best class of each kept token or of each row; of a question's answer, the best kept token of each row."""
+    if is_by_token(name, scores):
+        return scores[kept].argmax(-1) if scores.ndim == 3 else np.where(kept, scores, -np.inf).argmax(-1)
+    return scores.argmax(-1)
+
+
+def largest_gap(one: np.ndarray, other: np.ndarray) -> float:
+    """Largest |one − other|; NaN counts as inf."""
+    if np.isnan(one).any() or np.isnan(other).any():
+        return math.inf
+    return float(np.abs(one - other, out=np.zeros_like(one), where=one != other).max())
 
 
 def compare(before: Path, after: Path, batches: Sequence[Batch], with_rows: bool) -> dict[str, Any]:
-    """Largest difference of the scores, share of equal first choices and, with rows, bits per token."""
+    """Largest difference of the outputs, share of equal first choices and, with rows, bits per token.
+
+    Raises:
+        QuantizationError: scores are NaN or infinite.
+    """
     first, second = open_session(before), open_session(after)
     largest, same, choices, targets = 0.0, 0, 0, 0
     bits = np.zeros(2)
     for batch in batches:
         found = [run(session, batch) for session in (first, second)]
-        if found[0].shape[:2] == batch["attention_mask"].shape:
-            kept = batch["attention_mask"] > 0
-        else:
-            kept = np.ones(len(found[0]), bool)
-        one, other = (scores[kept] for scores in found)
-        largest = max(largest, float(np.abs(one - other).max()))
-        same += int((one.argmax(-1) == other.argmax(-1)).sum())
-        choices += one[..., 0].size
+        kept = batch["attention_mask"] > 0
+        for name in found[0]:
+            one, other = (outputs[name] for outputs in found)
+            by_token = is_by_token(name, one)
+            largest = max(largest, largest_gap(one[kept] if by_token else one, other[kept] if by_token else other))
+            chosen = [first_choices(name, scores, kept) for scores in (one, other)]
+            same += int((chosen[0] == chosen[1]).sum())
+            choices += chosen[0].size
         if with_rows:
             is_target = batch["labels"][:, 1:] != -100
             targets += int(is_target.sum())
-            bits += [bits_of(scores[:, :-1][is_target], batch["labels"][:, 1:][is_target]) for scores in found]
+            bits += [bits_of(o["logits"][:, :-1][is_target], batch["labels"][:, 1:][is_target]) for o in found]
+    if not math.isfinite(largest):
+        raise QuantizationError(f"{after.name} gives scores that are no numbers; leave int8 out for this model")
     quality: dict[str, Any] = {"largest_difference": largest, "same_first_choice": same / choices, "scores": choices}
     if with_rows and targets:
         quality["bits_per_token"] = {

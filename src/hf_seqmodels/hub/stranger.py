@@ -5,12 +5,15 @@
 FOLDER holds a `golden.safetensors` (an input, the scores expected for it, the Auto class). The model is loaded and
 compared, asked for a line of text where it writes from a PROMPT that is not empty, saved into SAVED_AGAIN, and loaded
 from there once more. Prints one JSON object: `max_difference`, `saved_again_difference` (scores), `saved_again_equal`
-(all tensors, bit by bit), `generated` (or null), `imported_package`.
+(all tensors, bit by bit), `generated` (or null), `dtype` of the model, `largest` of the expected scores,
+`imported_package`.
 """
 
 import json
 import sys
 from pathlib import Path
+
+OUTPUTS = ("logits", "start_logits", "params", "prediction_outputs", "last_hidden_state")  # as golden.py has them
 
 
 class _Absent:
@@ -25,8 +28,7 @@ def scores_of(outputs):
     """The scores in a model's outputs, as golden.py picks them."""
     import torch
 
-    names = ("logits", "start_logits", "params", "prediction_outputs", "last_hidden_state")
-    name = next(name for name in names if outputs.get(name) is not None)
+    name = next(name for name in OUTPUTS if outputs.get(name) is not None)
     found = outputs[name]
     if name == "start_logits":
         return torch.stack([found, outputs["end_logits"]], -1).float()
@@ -73,7 +75,10 @@ def main(folder: str, saved_again: str, prompt: str, with_package: str = "") -> 
         model = getattr(transformers, auto).from_pretrained(where, trust_remote_code=not with_package)
         model = model.eval()
         with torch.no_grad():
-            return model, (scores_of(model(**inputs)) - expected).abs().max().item()
+            given = {
+                name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()
+            }
+            return model, (scores_of(model(**given)) - expected).abs().max().item()
 
     model, difference = load(folder)
     generated = write_text(model, folder, prompt) if prompt and auto == "AutoModelForCausalLM" else None
@@ -86,6 +91,8 @@ def main(folder: str, saved_again: str, prompt: str, with_package: str = "") -> 
         "saved_again_difference": difference_again,
         "saved_again_equal": equal,
         "generated": generated,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "largest": expected.abs().max().item(),
         "imported_package": "hf_seqmodels" in sys.modules,
     }
     print(json.dumps(answer))

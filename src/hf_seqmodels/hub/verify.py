@@ -10,7 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .golden import GOLDEN
+import torch
+
+from .golden import GOLDEN, tolerance_of
 
 STRANGER = Path(__file__).with_name("stranger.py")
 SECONDS = 300  # for imports, loading and a line of text
@@ -21,14 +23,15 @@ class VerificationError(RuntimeError):
 
 
 def verify_as_stranger(
-    folder: Path, prompt: str = "", tolerance: float = 1e-5, with_package: bool = False
+    folder: Path, prompt: str = "", tolerance: float | None = None, with_package: bool = False
 ) -> dict[str, Any]:
     """Load `folder` in a fresh process, compare with its golden scores, save it there and load that again.
 
     Args:
         folder: what `save_pretrained` wrote, with `golden.safetensors` (see `golden.write_golden`).
         prompt: where the text-generation pipeline starts; empty: no text is written. Needs a tokenizer in the folder.
-        tolerance: largest difference of scores that passes.
+        tolerance: largest difference of scores that passes; by default that of the model's dtype
+            (`golden.tolerance_of`).
         with_package: for folders without modelling code; otherwise the process cannot import this package and loads
             with `trust_remote_code=True`.
 
@@ -58,7 +61,9 @@ def verify_as_stranger(
     return answer
 
 
-def _check(folder: Path, answer: dict[str, Any], tolerance: float, with_package: bool) -> None:
+def _check(folder: Path, answer: dict[str, Any], tolerance: float | None, with_package: bool) -> None:
+    dtype, largest = getattr(torch, answer.pop("dtype")), answer.pop("largest")
+    tolerance = tolerance_of(dtype, largest) if tolerance is None else tolerance
     if answer.pop("imported_package") and not with_package:
         raise VerificationError(f"{folder} needs the package hf_seqmodels, which a stranger does not have")
     for name, where in (("max_difference", ""), ("saved_again_difference", ", saved again there,")):

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,12 @@ REFRESH = 0.15  # seconds between two looks at a text that grows
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor asks of all models: a prompt of 1 to 500 characters, tokens to write, and how to draw them.
-
-    `temperature` 0 takes the likeliest token every time; `top_k` 0 draws from all tokens.
-    """
+    """What a visitor asks of all models: a prompt of 1 to 500 characters, tokens to write, and how to draw them."""
 
     prompt: str
     new_tokens: int = 200
-    temperature: float = 0.8
-    top_k: int = 0
+    temperature: float = 0.8  # 0 takes the likeliest token every time
+    top_k: int = 0  # 0 draws from all tokens
     seed: int = 0
 
 
@@ -152,9 +150,11 @@ def respond(side: Side, request: Request) -> Iterator[Answer]:
     """
     answer = read(side, request.prompt)
     ids = side.tokenizer(request.prompt, return_tensors="pt").input_ids
-    room = (getattr(side.model.config, "max_position_embeddings", None) or math.inf) - ids.shape[1]
+    config = side.model.config
+    ends = getattr(config, "positions", "learned") == "learned"  # ours say so; others are not asked for more
+    room = ((ends and getattr(config, "max_position_embeddings", None)) or math.inf) - ids.shape[1]
     if room < 1:
-        raise ValueError(f"The prompt fills all {side.model.config.max_position_embeddings} places of this model.")
+        raise ValueError(f"The prompt fills all {config.max_position_embeddings} places of this model.")
     if room < request.new_tokens:
         answer = replace(answer, notes=[*answer.notes, f"Writes {room} tokens only: it has no place for more."])
     yield answer
@@ -242,10 +242,10 @@ def load_side(name: str, trust_remote_code: bool = False) -> Side:
         model, found = loaded
         if lacking := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
             raise ValueError(f"{len(lacking)} weights are missing or of another shape, {lacking[0]} among them")
-        about, record = f"{model.num_parameters():,} parameters", Path(name, "result.json")
-        if record.is_file():
-            bits = json.loads(record.read_text(encoding="utf-8"))["metrics"]["test"]["bits_per_token"]
-            about += f"\ntest {bits:.2f} bits/token"
+        about = f"{model.num_parameters():,} parameters"
+        with suppress(OSError, LookupError, TypeError, ValueError):  # no record, or one of another task
+            record = json.loads(Path(name, "result.json").read_text(encoding="utf-8"))
+            about += f"\ntest {record['metrics']['test']['bits_per_token']:.2f} bits/token"
         side = Side(Path(name).name, model.eval(), tokenizer, about)
         read(side, "ab")
     except Exception as error:  # each library has errors of its own

@@ -36,7 +36,9 @@ class Pushing(Trainer):
 
     - What is sent is saved for that purpose into a folder of its own, so that nothing else in `output_dir` can leave,
       and of that only the kinds of files in `PUSHED`. Modelling files are among them.
-    - The repository is opened when the trainer has been built and checked.
+    - The repository is opened when the trainer has been built and checked, so that a token that may not write is
+      refused before the training, not after it. It is private unless `hub_private_repo` says otherwise, and a public
+      one is not pushed to unless it does.
     - Calls that the Hub refuses for the moment (429, 5xx) or that break off are made again.
     - `hub_strategy="every_save"` sends each checkpoint's model in the background. A failure there is logged at once,
       does not stop the training, and is raised by `train` when that is done.
@@ -61,17 +63,25 @@ class Pushing(Trainer):
         """Creates the repository, and the branch `hub_revision`, unless they exist.
 
         Raises:
-            ConfigError: the Hub refuses: it knows no such token, or one that may not write there.
+            ConfigError: the Hub refuses: it knows no such token, or one that may not write there. Or the repository
+                is there and public, and nobody asked for that.
         """
+        token, private = token or self.args.hub_token, self.args.hub_private_repo if private is None else private
         try:
             super().init_hf_repo(token, private)
-            branch = self.args.hub_revision
-            if branch and self.is_world_process_zero() and not branch.startswith("refs/"):
-                token = token or self.args.hub_token
-                self._api.create_branch(str(self.hub_model_id), branch=branch, token=token, exist_ok=True)
+            if not self.is_world_process_zero():
+                return
+            name, branch = str(self.hub_model_id), self.args.hub_revision
+            if branch and not branch.startswith("refs/"):
+                self._api.create_branch(name, branch=branch, token=token, exist_ok=True)
+            public = not self._api.model_info(name, token=token).private
         except (OSError, ValueError, HTTPError) as error:
-            name = self.args.hub_model_id or self.args.output_dir
+            name = self.args.hub_model_id or str(self.args.output_dir)
             raise ConfigError(f"push_to_hub: '{name}' cannot be opened: {in_short(error)}; {WAY_IN}") from None
+        if private and public:
+            raise ConfigError(
+                f"push_to_hub: '{name}' is public already; --hub_private_repo false pushes where everybody can read"
+            )
 
     # ---- saving and sending ---------------------------------------------------------------------------------------
 
@@ -136,7 +146,7 @@ class Pushing(Trainer):
         try:
             return job.result()
         except Exception as error:
-            raise PushFailed(self._what_failed(commit_message, error)) from error
+            raise PushFailed(self.what_failed(commit_message, error)) from error
 
     def _start_push(self, folder: Path, message: str, token: str | None, revision: str | None) -> Future:
         """Send a folder from a thread, after the pushes that wait already, and delete it."""
@@ -159,15 +169,20 @@ class Pushing(Trainer):
             return
         if self._pushes and not self.args.hub_always_push:
             return
-        staging = new_staging()  # training may delete the checkpoint before it has left
-        shutil.copytree(checkpoint_folder, staging, ignore=shutil.ignore_patterns(*ONLY_HERE), dirs_exist_ok=True)
-        self.push_folder(staging, f"Training in progress, step {self.state.global_step}", blocking=False)
+        message = f"Training in progress, step {self.state.global_step}"
+        try:
+            staging = copy_of(Path(checkpoint_folder))  # training may delete the checkpoint before it has left
+        except OSError as error:  # a full disk, say; the training goes on
+            self._failed_pushes.append(self.what_failed(message, error))
+            logger.error(self._failed_pushes[-1])
+            return
+        self.push_folder(staging, message, blocking=False)
 
     def _log_failure(self, job: Future) -> None:
         """At once, from the thread that sent it: also when training has been broken off and nobody asks any more."""
         error = job.exception()
         if error is not None:
-            logger.error(self._what_failed("in the background", error))
+            logger.error(self.what_failed("in the background", error))
 
     def _hear_of_pushes(self, wait: bool = False) -> None:
         """Collect the failures of pushes that have ended; `wait` lets all of them end first."""
@@ -175,7 +190,7 @@ class Pushing(Trainer):
             error = job.exception()
             self._pushes.remove(job)
             if error is not None:
-                self._failed_pushes.append(self._what_failed("in the background", error))
+                self._failed_pushes.append(self.what_failed("in the background", error))
 
     def _finish_current_push(self) -> None:
         """Called by the stock trainer at the end of training."""
@@ -188,7 +203,8 @@ class Pushing(Trainer):
         if failed:
             raise PushFailed(failed[0] + (f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""))
 
-    def _what_failed(self, what: str, error: BaseException) -> str:
+    def what_failed(self, what: str, error: BaseException) -> str:
+        """The line of a PushFailed."""
         return (
             f"pushing to '{self.hub_model_id}' failed ({what}): {in_short(error)}; what was saved in "
             f"'{self.args.output_dir}' is complete, `hf-seqmodels export` and `push` send it again"
@@ -198,6 +214,17 @@ class Pushing(Trainer):
 def new_staging() -> Path:
     """A new folder, outside `output_dir`, that only this user can read."""
     return Path(tempfile.mkdtemp(prefix="hf-seqmodels-push-"))
+
+
+def copy_of(checkpoint: Path) -> Path:
+    """What of a checkpoint may leave, in a new folder; after an error there is none."""
+    staging = new_staging()
+    try:
+        shutil.copytree(checkpoint, staging, ignore=shutil.ignore_patterns(*ONLY_HERE), dirs_exist_ok=True)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return staging
 
 
 def send_folder(

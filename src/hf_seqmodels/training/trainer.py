@@ -91,7 +91,7 @@ class SeqTrainer(Pushing):
             self.add_callback(LogFile(log_file))
         self.add_callback(_Watch(self, quiet))
         self.batch_order = BatchOrder()
-        self._starts_step = True
+        self._starts_step, self.resumed_at_step = True, 0
         self._last_loss: tuple[int, torch.Tensor] | None = None
         self._targets, self.step_seconds = torch.zeros((), dtype=torch.int64, device=args.device), 0.0
         # Sums of long evaluations want 64 bits; Apple's GPUs have no such numbers.
@@ -335,7 +335,7 @@ class SeqTrainer(Pushing):
         """World size, wrapper, device, precision, speed, and the digest of the batches learned from.
 
         `step_seconds` is the time inside the steps of this process's `train`: no evaluation, saving or data loading.
-        After a resume `targets` and `step_seconds` count the steps since, the digest all of them.
+        After a resume `targets` and `step_seconds` count the steps since `resumed_at_step`, the digest all of them.
         """
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         return {
@@ -348,7 +348,7 @@ class SeqTrainer(Pushing):
             "targets": int(self._targets),
             "step_seconds": round(self.step_seconds, 3),
             "targets_per_second": round(int(self._targets) / self.step_seconds, 1) if self.step_seconds else None,
-        }
+        } | ({"resumed_at_step": self.resumed_at_step} if self.resumed_at_step else {})
 
 
 def check_processes(got: int, args: SeqTrainingArguments) -> None:
@@ -376,6 +376,7 @@ class _Watch(TrainerCallback):
         self.trainer, self.quiet, self.start = trainer, quiet, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.resumed_at_step = state.global_step
         got, device, processes = self.trainer.wrapper(), args.device.type, self.trainer.accelerator.num_processes
         asked_fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         if asked_fsdp and "FSDP" not in got and "FullySharded" not in got:
