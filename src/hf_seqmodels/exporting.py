@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .hub.verify import VerificationError
 
     disable_progress_bar()
-    run, folder = options.pop("run"), options.pop("folder").resolve()
+    run, folder = options.pop("run"), options.pop("folder")
     try:
         report = export(run, folder, rows=lambda: windows_for_test(run), **options)
     except (ValueError, ImportError, OSError) as error:

@@ -67,11 +67,15 @@ def export(
         _save_readers(run, stage)
         if record is not None:
             license = license or record.get("license") or "apache-2.0"
-            told = {"name": name or folder.name, "license": license, "compared_with": other_records(run, record)}
+            told = {
+                "name": name or folder.resolve().name,
+                "license": license,
+                "compared_with": other_records(run, record),
+            }
             _save_record(run, stage, redact(record) | told)
         write_golden(model, stage)
         report = _add_onnx(stage, int8, rows) if onnx or int8 else {}
-        write_card(stage, stage, name or folder.name, license)
+        write_card(stage, stage, name or folder.resolve().name, license)
         write_checksums(stage)
         refuse_secrets(stage)
         prompt = first_words(record, load_tokenizer(stage))
