@@ -4,12 +4,21 @@ import os
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from coverage_table import Counts, mark_items
 from model_table import largest_errors
 
 counts = Counts()
 DEVICE = os.environ.get("HF_SEQMODELS_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _talk_as_before():
+    """Commands make transformers quiet, and a quiet transformers shows no bars in the next test."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture(autouse=True)
