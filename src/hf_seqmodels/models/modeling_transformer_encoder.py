@@ -155,7 +155,7 @@ class TransformerEncoderForSequenceClassification(SequenceClassificationHead, Tr
             return mean_of_tokens(hidden_states, valid), None
         first = hidden_states[:, 0]
         if valid is not None:
-            first = hidden_states[torch.arange(len(valid), device=valid.device), valid.int().argmax(-1)]
+            first = hidden_states[torch.arange(valid.shape[0], device=valid.device), valid.int().argmax(-1)]
         return torch.tanh(self.pooler(first)), None
 
     def pack_output(self, weights: torch.Tensor | None, **fields: Any) -> SequenceClassifierOutputWithPast:
