@@ -17,7 +17,6 @@ from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
-from transformers.training_args import OptimizerNames
 
 # Task → the Auto class of transformers that builds its models. Batches and scores: `tasks.TASKS`.
 TASKS = {
@@ -28,9 +27,11 @@ TASKS = {
     "token-classification": "AutoModelForTokenClassification",
     "time-series-prediction": "AutoModelForTimeSeriesPrediction",
 }
-# Data set → the task it teaches. All but the first are made in code: `data.SYNTHETIC`.
+# Data set → the task it teaches. The first three are read; the others are made in code (`data.SYNTHETIC`).
 DATASETS = {
     "pydoc_topics": "causal-lm",
+    "text": "causal-lm",
+    "piano_rolls": "time-series-prediction",
     "selective_copy": "causal-lm",
     "next_token": "causal-lm",
     "cloze": "masked-lm",
@@ -42,8 +43,14 @@ DATASETS = {
     "bracketed_tags": "token-classification",
     "nested_brackets": "token-classification",
     "spike_timing": "token-classification",
+    "copy_memory": "token-classification",
     "moving_squares": "time-series-prediction",
+    "adding": "sequence-classification",
 }
+READ = ("pydoc_topics", "text", "piano_rolls")
+
+
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd", "rmsprop", "nt_asgd")
 
 
 class ConfigError(ValueError):
@@ -79,18 +86,44 @@ class DataArguments:
     dataset: str = field(
         default="pydoc_topics",
         metadata={
-            "help": "English text that every Python carries, or a task made in code, as reverse.",
+            "help": "English text that every Python carries, text or piano_rolls from path, or a task made in code.",
             "choices": [*DATASETS],
         },
     )
+    path: str | None = field(
+        default=None,
+        metadata={"help": "Where text or piano_rolls lie: a folder, its name in data_dir, or a Hub id user/name."},
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder of data sets; $HF_SEQMODELS_DATA, data or ../shared/data if left out."}
+    )
+    column: str = field(default="text", metadata={"help": "The column of dataset=text that holds the text."})
+    test_split: str = field(default="test", metadata={"help": "The split for the final score."})
+    row_end: Literal["eos", "nothing"] = field(
+        default="eos", metadata={"help": "What follows each row of text: the end token, or nothing (rows are lines)."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the training split as it comes, never as a whole."})
     train_file: str | None = field(default=None, metadata={"help": "A text file to learn from."})
     validation_file: str | None = field(default=None, metadata={"help": "A text file that chooses the checkpoint."})
     test_file: str | None = field(default=None, metadata={"help": "A text file for the final score."})
     tokenizer: str = field(
         default="characters",
-        metadata={"help": "'characters' (of the training text), or a tokenizer's folder or Hub name."},
+        metadata={"help": "characters, bytes, words, bpe (from the training text), or a tokenizer to load."},
+    )
+    vocabulary_size: int | None = field(
+        default=None, metadata={"help": "Most tokens of tokenizer=words (all if left out) or bpe (8192)."}
     )
     block_size: int = field(default=128, metadata={"help": "Tokens predicted per window."})
+    windows: Literal["shuffled", "streams"] = field(
+        default="shuffled",
+        metadata={"help": "Windows in random order, or the text as one stream per row of the batch, in its order."},
+    )
+    random_lengths: bool = field(
+        default=False, metadata={"help": "Windows of streams of random length around block_size (AWD-LSTM)."}
+    )
+    reset_at_documents: bool = field(
+        default=False, metadata={"help": "Streams begin anew with each row of the data; none runs through."}
+    )
     length: int | None = field(default=None, metadata={"help": "Length of a made example, if not the task's own."})
     num_examples: int | None = field(default=None, metadata={"help": "Made examples to train on; 10000 if left out."})
     examples_seed: int | None = field(default=None, metadata={"help": "Seed of the made examples; 0 if left out."})
@@ -100,13 +133,39 @@ class DataArguments:
 class SeqTrainingArguments(TrainingArguments):
     """[`transformers.TrainingArguments`] with defaults for small sequence models, and three options more.
 
-    Every option of transformers is accepted. The optimizer is AdamW; the schedule is a warm-up followed by a cosine, a
-    line or nothing (`lr_scheduler_type`). `warmup_steps` below 1 is a share of all steps.
+    Every option of transformers is accepted. The schedule is a warm-up followed by what `lr_scheduler_type` says.
+    `warmup_steps` below 1 is a share of all steps.
     """
 
-    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = field(
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
+    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "rmsprop", "nt_asgd"] = field(
+        default="adamw_torch_fused",
+        metadata={"help": "nt_asgd is SGD that averages once it stalls (AWD-LSTM)."},
+    )
+    momentum: float = field(default=0.0, metadata={"help": "Of sgd and rmsprop."})
+    rmsprop_alpha: float = field(default=0.99, metadata={"help": "Decay of rmsprop's mean of squares."})
+    non_monotone_interval: int = field(
+        default=5, metadata={"help": "nt_asgd averages once no evaluation of the last so many was better than before."}
+    )
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "epoch_decay", "plateau"] = field(
         default="cosine", metadata={"help": "What the learning rate does after the warm-up."}
+    )
+    decay_factor: float = field(
+        default=0.5, metadata={"help": "epoch_decay and plateau multiply the learning rate by it."}
+    )
+    decay_after: float = field(default=4.0, metadata={"help": "Epochs before epoch_decay begins, then once an epoch."})
+    decay_patience: int = field(
+        default=0, metadata={"help": "Evaluations without a better loss that plateau waits before it decays."}
+    )
+    carry_state: bool = field(
+        default=False, metadata={"help": "A window of a stream starts from the state its row ended the last one with."}
+    )
+    auto_micro_batch: bool = field(
+        default=False,
+        metadata={"help": "Out of memory: halve the micro-batch, accumulate twice, start anew."},
+    )
+    max_minutes: float | None = field(
+        default=None, metadata={"help": "Stop training after so many minutes, those before a resume included."}
     )
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps; below 1, as a share of all steps."})
     weight_decay: float = field(default=0.01, metadata={"help": "On matrices only: not biases, norms, embeddings."})
@@ -146,10 +205,15 @@ class SeqTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True  # unless told so, accelerate makes one process of each that torchrun starts on a CPU
+        optim = str(getattr(self.optim, "value", self.optim))
+        if optim not in OPTIMIZERS:
+            raise ValueError(f"optim={optim} is not supported; use one of {', '.join(OPTIMIZERS)}")
+        schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
+        # transformers knows neither nt_asgd nor two of the schedules; `build_optimizer` and `build_scheduler` do.
+        self.optim = "sgd" if optim == "nt_asgd" else optim  # type: ignore[assignment]
+        self.lr_scheduler_type = "constant" if schedule in ("epoch_decay", "plateau") else schedule  # type: ignore[assignment]
         super().__post_init__()
-        optim = OptimizerNames(self.optim).value
-        if optim not in ("adamw_torch", "adamw_torch_fused"):
-            raise ValueError(f"optim={optim} is not supported; use adamw_torch_fused or adamw_torch")
+        self.optim, self.lr_scheduler_type = optim, schedule  # type: ignore[assignment]
         shape = self.lr_scheduler_kwargs
         if shape and not (
             isinstance(shape, dict)
@@ -194,6 +258,7 @@ _PROBABILITY = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "block_size": (lambda value: value >= 2, "at least 2"),
+    "vocabulary_size": (lambda value: value >= 10, "at least 10"),
     "length": _AT_LEAST_1,
     "num_examples": (lambda value: value >= 10, "at least 10"),
     "examples_seed": _SEED,
@@ -222,6 +287,13 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "early_stopping_patience": _AT_LEAST_1,
     "early_stopping_threshold": _AT_LEAST_0,
     "expect_processes": _AT_LEAST_1,
+    "momentum": _PROBABILITY,
+    "rmsprop_alpha": _PROBABILITY,
+    "non_monotone_interval": _AT_LEAST_1,
+    "decay_factor": (lambda value: 0 < value < 1, "above 0 and below 1"),
+    "decay_after": _AT_LEAST_0,
+    "decay_patience": _AT_LEAST_0,
+    "max_minutes": _ABOVE_0,
 }
 
 

@@ -24,8 +24,8 @@ from .evaluation.tables import COLUMNS, format_table
 from .hub.card import build_card
 from .hub.golden import write_golden
 from .hub.verify import VerificationError, verify_as_stranger
+from .loading import RunData, load_data
 from .run import run
-from .tasks import RunData, load_data
 
 MODELS = ("rnn", "lstm", "gru", "attention_rnn", "transformer_decoder")
 MUST_BEAT_TRIGRAM = ("lstm", "gru", "attention_rnn", "transformer_decoder")

@@ -83,7 +83,7 @@ def windows_for_test(run: Path) -> Any:
     """The test windows of a language model's run; None, with a note, where its very text is not at hand."""
     from .config import parse
     from .hub.saved import read_record
-    from .tasks import load_data
+    from .loading import load_data
 
     record = read_record(run)
     if record is None or record["task"] != "causal-lm" or not (run / "config.yaml").is_file():

@@ -37,6 +37,20 @@ _RARE = (
     "examples_seed",
     "emissions_country",
     "hub_private_repo",
+    "momentum",
+    "rmsprop_alpha",
+    "non_monotone_interval",
+    "decay_factor",
+    "decay_after",
+    "decay_patience",
+    "auto_micro_batch",
+    "data_dir",
+    "column",
+    "row_end",
+    "test_split",
+    "streaming",
+    "random_lengths",
+    "reset_at_documents",
 )
 
 

@@ -28,7 +28,9 @@ from transformers.utils.logging import disable_progress_bar
 from .arguments import ConfigError
 from .config import RESULTS, RunConfig, auto_class, one_line, parse
 from .data import SYNTHETIC, out_of_vocabulary_share
-from .tasks import TASKS, RunData, argmax, load_data
+from .loading import RunData, load_data
+from .scores import argmax
+from .tasks import task_of
 from .training import PushFailed, SeqTrainer, TrainingDiverged
 from .training.provenance import Emissions, git_state
 
@@ -131,7 +133,7 @@ def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quie
     Raises:
         ConfigError: an option needs what is not there (a logger's package, several processes, the Hub, …).
     """
-    task = TASKS[config.run.task]
+    task = task_of(config)
     if task.labels != "labels":
         config.training.label_names = [task.labels]
         config.training.remove_unused_columns = False  # the collator makes the model's inputs from other columns
@@ -182,7 +184,7 @@ def score(config: RunConfig, trainer: SeqTrainer, data: RunData) -> dict[str, di
     Language models: loss (nats per token), bits per token and token count.
     """
     trainer.remove_callback(EarlyStoppingCallback)  # training is over, these evaluations decide nothing
-    generated = TASKS[config.run.task].generated
+    generated = task_of(config).generated
     metrics = {}
     for split in ("validation", "test"):
         found = trainer.evaluate(data.windows[split], metric_key_prefix=split)

@@ -20,8 +20,8 @@ from .config import parse
 from .demo import measure
 from .hub.export import export
 from .hub.files import list_files
+from .loading import RunData, load_data
 from .run import run
-from .tasks import RunData, load_data
 
 MOST_BYTES = 1_000_000  # of one entry
 

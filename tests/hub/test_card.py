@@ -24,8 +24,8 @@ from hf_seqmodels.hub.card import build_card, check_card, write_plots
 from hf_seqmodels.hub.cards import main, skeleton
 from hf_seqmodels.hub.golden import GOLDEN, write_golden
 from hf_seqmodels.hub.verify import VerificationError, verify_as_stranger
+from hf_seqmodels.loading import load_data
 from hf_seqmodels.run import run
-from hf_seqmodels.tasks import load_data
 from hf_seqmodels.training.provenance import git_state
 
 PROMPT = "The "

@@ -9,8 +9,9 @@ from hf_seqmodels.data import build_character_tokenizer, make_synthetic
 from hf_seqmodels.hub.card import build_card, check_card, write_plots
 from hf_seqmodels.hub.card_sections import limits
 from hf_seqmodels.hub.card_usage import PIPELINE_TAGS, auto_name, fit, head_of
+from hf_seqmodels.loading import load_data
 from hf_seqmodels.run import run
-from hf_seqmodels.tasks import TASKS, load_data
+from hf_seqmodels.tasks import TASKS
 from model_table import Case, build
 
 QUICK = "--max_steps 1 --per_device_train_batch_size 2 --eval_strategy no --save_strategy no --use_cpu true"

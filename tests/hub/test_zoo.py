@@ -19,7 +19,7 @@ from hf_seqmodels.hub.card import check_card
 from hf_seqmodels.hub.doctor import diagnose
 from hf_seqmodels.hub.files import check_checksums, check_folder, find_secrets, list_files, weights_hash
 from hf_seqmodels.hub.golden import read_golden, scores
-from hf_seqmodels.tasks import load_data
+from hf_seqmodels.loading import load_data
 from hf_seqmodels.zoo import MOST_BYTES, ZOO
 
 FOLDER = Path(__file__).parent.parent.parent / "zoo"

@@ -74,8 +74,8 @@ def test_every_check_names_recipes_that_parse(name, tmp_path):
 
 
 def test_equal_parameters_where_the_promise_says_so(tmp_path):
+    from hf_seqmodels.loading import load_data
     from hf_seqmodels.run import build_model
-    from hf_seqmodels.tasks import load_data
 
     for name in ("nested_brackets", "moving_squares"):
         sizes = []

@@ -12,9 +12,10 @@ import yaml
 from hf_seqmodels.arguments import DATASETS
 from hf_seqmodels.config import auto_class, parse
 from hf_seqmodels.data import make_synthetic
+from hf_seqmodels.loading import RunData
 from hf_seqmodels.models import ARCHITECTURES
 from hf_seqmodels.run import decided_by_data
-from hf_seqmodels.tasks import TASKS, RunData
+from hf_seqmodels.tasks import task_of
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 RECIPES = sorted(CONFIGS.rglob("*.yaml"))
@@ -93,4 +94,4 @@ def collate(run: Any, data: RunData, model: torch.nn.Module) -> dict[str, torch.
     if data.tokenizer is None and run.data.dataset == "pydoc_topics":
         ids = torch.tensor([row["input_ids"] for row in data.windows["train"]])
         return {"input_ids": ids, "labels": ids}
-    return TASKS[run.run.task].collator(data.tokenizer, model)(data.windows["train"])
+    return task_of(run).collator(data.tokenizer, model)(data.windows["train"])

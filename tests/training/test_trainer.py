@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, Traine
 from hf_seqmodels.arguments import ConfigError, SeqTrainingArguments
 from hf_seqmodels.config import parse
 from hf_seqmodels.data import CausalLMCollator
+from hf_seqmodels.loading import load_data
 from hf_seqmodels.run import main, run
-from hf_seqmodels.tasks import load_data
 from hf_seqmodels.training import SeqTrainer, TrainingDiverged
 from hf_seqmodels.training.batches import BatchOrder, BatchSampler
 from hf_seqmodels.training.optim import build_scheduler, parameter_groups
-from hf_seqmodels.training.trainer import check_processes
+from hf_seqmodels.training.watch import check_processes
 
 # ---- the loss (A16) ---------------------------------------------------------------------------------------------
 

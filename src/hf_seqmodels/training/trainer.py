@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
-    TrainerCallback,
 )
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -27,6 +24,7 @@ from .optim import build_optimizer, build_scheduler
 from .progress import LogFile, Progress
 from .pushing import Pushing
 from .resume import check_checkpoint
+from .watch import Watch, check_processes
 
 
 class TrainingDiverged(RuntimeError):
@@ -89,7 +87,7 @@ class SeqTrainer(Pushing):
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
         if log_file is not None:
             self.add_callback(LogFile(log_file))
-        self.add_callback(_Watch(self, quiet))
+        self.add_callback(Watch(self, quiet))
         self.batch_order = BatchOrder()
         self._starts_step, self.resumed_at_step = True, 0
         self._last_loss: tuple[int, torch.Tensor] | None = None
@@ -349,48 +347,3 @@ class SeqTrainer(Pushing):
             "step_seconds": round(self.step_seconds, 3),
             "targets_per_second": round(int(self._targets) / self.step_seconds, 1) if self.step_seconds else None,
         } | ({"resumed_at_step": self.resumed_at_step} if self.resumed_at_step else {})
-
-
-def check_processes(got: int, args: SeqTrainingArguments) -> None:
-    """Raise ConfigError unless training runs on as many processes as the launcher or `expect_processes` asked for."""
-    environment = os.environ
-    asked = args.expect_processes or int(environment.get("WORLD_SIZE", 0)) or got
-    if got != asked:
-        raise ConfigError(
-            f"{asked} processes were asked for and training would run on {got}; "
-            f"start it with torchrun --nproc_per_node {asked} (on GPUs also accelerate launch)"
-        )
-    # `accelerate launch --cpu --num_processes 2` sets an address to meet at, then starts one process without a rank.
-    alone = "ACCELERATE_MIXED_PRECISION" in environment and "WORLD_SIZE" not in environment
-    if alone and "MASTER_ADDR" in environment and args.expect_processes is None:
-        raise ConfigError(
-            "accelerate launch was asked for several processes and started one; use torchrun --nproc_per_node N, "
-            "or say --expect_processes 1 if one is right"
-        )
-
-
-class _Watch(TrainerCallback):
-    """Before the first step: is the model wrapped as asked, on the device asked for? Then the time of each step."""
-
-    def __init__(self, trainer: SeqTrainer, quiet: bool):
-        self.trainer, self.quiet, self.start = trainer, quiet, 0.0
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.resumed_at_step = state.global_step
-        got, device, processes = self.trainer.wrapper(), args.device.type, self.trainer.accelerator.num_processes
-        asked_fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        if asked_fsdp and "FSDP" not in got and "FullySharded" not in got:
-            raise ConfigError(f"FSDP was asked for and the model is wrapped in '{got}' on {device}; use DDP or GPUs")
-        if processes > 1 and got == "none":
-            raise ConfigError(f"{processes} processes run and the model is not wrapped: each would train alone")
-        asked_cpu = args.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-        if asked_cpu and device != "cpu":
-            raise ConfigError(f"the CPU was asked for and training would run on {device}; leave --use_cpu out")
-        if state.is_world_process_zero and not self.quiet:
-            print(f"training on {processes} process{'es' * (processes > 1)}, wrapper {got}, device {device}")
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.start = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.step_seconds += time.perf_counter() - self.start

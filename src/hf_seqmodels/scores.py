@@ -1,0 +1,64 @@
+"""Scores: predictions and truth to named numbers, by the metrics of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import EvalPrediction, PreTrainedModel, Trainer
+
+from .metrics import load_metric
+
+Scores = dict[str, float]
+
+
+def argmax(logits: Any, labels: Any) -> torch.Tensor:
+    """Logits (…, V) → class ids, before the Trainer collects them: V times less to keep."""
+    return (logits[0] if isinstance(logits, tuple | list) else logits).argmax(-1)
+
+
+def token_scores(prediction: EvalPrediction) -> Scores:
+    """Share of right tokens, and of rows in which every token is right (−100 is no target).
+
+    For models that generate, each prediction is made after the true tokens before it. That leaves the second number
+    what greedy generation would reach: the first token it gets wrong is wrong here too.
+    """
+    predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    rows = {"predictions": list(predicted), "references": list(labels)}
+    accuracy = load_metric("token_accuracy").compute(**rows)
+    return {"accuracy": accuracy["token_accuracy"], **load_metric("exact_match").compute(**rows)}
+
+
+def next_token_scores(prediction: EvalPrediction) -> Scores:
+    """[`token_scores`] of a model that predicts at each position the token after it."""
+    predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    return token_scores(EvalPrediction(predictions=predicted[:, :-1], label_ids=labels[:, 1:]))
+
+
+def class_scores(prediction: EvalPrediction) -> Scores:
+    """Share of rows with the right class, and F1 averaged over the classes."""
+    rows = {"predictions": prediction.predictions, "references": prediction.label_ids}
+    return load_metric("accuracy").compute(**rows) | load_metric("f1").compute(**rows)
+
+
+@torch.no_grad()
+def forecast_error(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Squared error of each future value of a batch, flat: what `generate()` foresees, the mean of its paths."""
+    true = batch["future_values"]
+    past = {name: value for name, value in batch.items() if name != "future_values"}
+    paths = cast(Any, model.eval()).generate(**past).sequences
+    return (paths.mean(1) - true).square().flatten()
+
+
+def series_scores(trainer: Trainer, dataset: Dataset) -> Scores:
+    """Mean squared error over all future values, none of which the model has seen."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    summed = torch.zeros(2, dtype=torch.float32, device=trainer.args.device)
+    for batch in trainer.get_eval_dataloader(dataset):
+        error = forecast_error(model, batch)
+        summed += torch.stack([error.sum(), error.new_tensor(error.numel())])
+    total, count = trainer.accelerator.reduce(summed, reduction="sum").tolist()
+    return {"mse": total / count}
