@@ -64,6 +64,20 @@ class CausalLMCollator(TokenCollator):
     """[`TokenCollator`] for language models: the labels are the tokens again, the model shifts them."""
 
 
+class StreamCollator(TokenCollator):
+    """Rows of a `StreamDataset` → `input_ids`, `attention_mask`, `labels`, `shift_labels` (B, T) and `starts` (B,).
+
+    The targets are the tokens after the inputs, the last one outside the window: heads read them as `shift_labels`.
+    `labels` are the same, for who asks whether a batch has targets. Rows without tokens are all padding.
+    """
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        _check_rows(rows)
+        targets = _pad([row["shift_labels"] for row in rows], -100)
+        starts = torch.tensor([bool(row["starts"]) for row in rows])
+        return self.pad_inputs(rows) | {"labels": targets, "shift_labels": targets, "starts": starts}
+
+
 class Seq2SeqCollator(TokenCollator):
     """Rows with `input_ids` (source) and `labels` (target) of any two lengths → (B, S), (B, S) and labels (B, T).
 

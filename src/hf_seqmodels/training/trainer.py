@@ -18,12 +18,14 @@ from transformers import (
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ..arguments import ConfigError, SeqTrainingArguments
+from ..data import StreamDataset
 from ..metrics import load_metric
 from .batches import BatchOrder, BatchSampler, FilledDataset
 from .optim import build_optimizer, build_scheduler
 from .progress import LogFile, Progress
 from .pushing import Pushing
 from .resume import check_checkpoint
+from .stateful import CarriedState, StreamSampler, check_rows
 from .watch import Watch, check_processes
 
 
@@ -95,6 +97,9 @@ class SeqTrainer(Pushing):
         # Sums of long evaluations want 64 bits; Apple's GPUs have no such numbers.
         exact = torch.float32 if args.device.type == "mps" else torch.float64
         self._evaluated = torch.zeros(2, dtype=exact, device=args.device)
+        self._micro = 0  # number of the micro-batch within its step
+        self.carried = CarriedState(self.model) if args.carry_state else None
+        self.carried_in_evaluation = CarriedState(self.model) if args.carry_state else None
         if self._fills:
             self.train_dataset = None if self.train_dataset is None else FilledDataset(self.train_dataset)
         if args.push_to_hub:
@@ -105,7 +110,7 @@ class SeqTrainer(Pushing):
     @property
     def _fills(self) -> bool:
         """Whether samples without targets even out the last batch: they cost nothing in a sum, but upset a mean."""
-        several = self.accelerator.num_processes > 1
+        several = self.accelerator.num_processes > 1 and not isinstance(self.train_dataset, StreamDataset)
         return several and self.model_accepts_loss_kwargs and self._count_targets is None
 
     def _sampler(self, dataset: Any, batch_size: int, seed: int | None) -> BatchSampler | None:
@@ -115,6 +120,10 @@ class SeqTrainer(Pushing):
         return BatchSampler(len(dataset), fill, seed, epoch=lambda: int(self.state.epoch or 0))
 
     def _get_train_sampler(self, train_dataset=None):
+        if isinstance(self.train_dataset, StreamDataset):
+            micro_batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+            check_rows(self.train_dataset, self._train_batch_size * micro_batches)
+            return StreamSampler(len(self.train_dataset), epoch=lambda: int(self.state.epoch or 0))
         if self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -123,6 +132,8 @@ class SeqTrainer(Pushing):
         )
 
     def _get_eval_sampler(self, eval_dataset):
+        if isinstance(eval_dataset, StreamDataset):
+            check_rows(eval_dataset, self.args.eval_batch_size * self.accelerator.num_processes)
         return self._sampler(eval_dataset, self.args.eval_batch_size, seed=None)
 
     def get_eval_dataloader(self, eval_dataset=None):
@@ -167,6 +178,10 @@ class SeqTrainer(Pushing):
         if resume_from_checkpoint:
             check_checkpoint(Path(resume_from_checkpoint))
             self.batch_order.load(Path(resume_from_checkpoint))
+            if self.carried is not None:
+                self.carried.load(
+                    Path(resume_from_checkpoint), self.accelerator.process_index, self.accelerator.num_processes
+                )
         with self._without_cache():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._check_loss()
@@ -187,8 +202,11 @@ class SeqTrainer(Pushing):
             self.batch_order.add(inputs, self._starts_step)
         if self._starts_step and num_items_in_batch is not None:
             self._targets += num_items_in_batch.sum().to(torch.int64)
+        self._micro = 0 if self._starts_step else self._micro + 1
         self._starts_step = self.accelerator.sync_gradients
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.carried is not None:
+            self.carried.detach()
         self._check_loss()
         self._last_loss = (self.state.global_step + 1, loss)
         return loss
@@ -243,6 +261,12 @@ class SeqTrainer(Pushing):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None, **kwargs):
         """In training the stock loss; in evaluation the summed loss is kept for `evaluation_loop`."""
+        if "starts" in inputs:
+            carried = self.carried if model.training else self.carried_in_evaluation
+            if carried is None:
+                inputs = {name: value for name, value in inputs.items() if name != "starts"}
+            else:
+                inputs = carried.attach(inputs, self._micro if model.training else 0)
         counts = self._count_targets is not None  # then several processes repeat samples, which a sum would hold twice
         sums = self.accelerator.num_processes == 1 if counts else self.model_accepts_loss_kwargs and "labels" in inputs
         if model.training or not sums:
@@ -255,7 +279,9 @@ class SeqTrainer(Pushing):
         return (loss, outputs) if return_outputs else loss
 
     def _count_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        labels = inputs["labels"][..., 1:] if self._is_causal else inputs["labels"]
+        shifted = inputs.get("shift_labels")
+        labels = inputs["labels"] if shifted is None else shifted
+        labels = labels[..., 1:] if shifted is None and self._is_causal else labels
         return labels.ne(-100).sum()
 
     @property
@@ -275,6 +301,8 @@ class SeqTrainer(Pushing):
     def evaluation_loop(self, dataloader, description, *args, **kwargs):
         """The stock loop, with the loss replaced by summed loss / number of targets over all processes."""
         self._evaluated.zero_()
+        if self.carried_in_evaluation is not None:
+            self.carried_in_evaluation.reset()
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         summed, targets = self.accelerator.reduce(self._evaluated, reduction="sum").tolist()
         if targets:
@@ -293,8 +321,10 @@ class SeqTrainer(Pushing):
         self._check_loss()
         self._check_weights()
         self.batch_order.flush(self._add_across_processes)
+        folder = Path(self._folder) / f"checkpoint-{self.state.global_step}"
+        if self.carried is not None:
+            self.carried.save(folder, self.accelerator.process_index)
         if self.args.should_save:
-            folder = Path(self._folder) / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             self.batch_order.save(folder)
         super()._save_checkpoint(model, trial)
