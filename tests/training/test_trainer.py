@@ -91,6 +91,40 @@ def test_digest_does_not_see_padding():
     assert right.flush(lambda s: s) == left.flush(lambda s: s) == wide.flush(lambda s: s)
 
 
+def test_digest_of_features_sees_values_and_not_padding():
+    rolls = torch.bernoulli(torch.full((4, 5, 3), 0.5))
+
+    def of(values, mask=None):
+        order = BatchOrder()
+        order.add({"past_values": values} | ({} if mask is None else {"attention_mask": mask}), True)
+        return order.flush(lambda sums: sums)
+
+    base, mask = of(rolls), torch.ones(4, 5)
+    assert (
+        of(rolls.flip(0))
+        == base
+        == of(torch.nn.functional.pad(rolls, (0, 0, 0, 2)), torch.nn.functional.pad(mask, (0, 2)))
+    )
+    changed = rolls.clone()
+    changed[2, 3, 1] = 1 - changed[2, 3, 1]
+    assert len({base, of(changed), of(rolls.flip(1)), of(rolls.flip(2))}) == 4
+
+
+def test_shorter_runs_are_compared_at_powers_of_two(tmp_path):
+    steps = [torch.tensor([[number, number + 1]]) for number in range(11)]
+    long, short, other = BatchOrder(), BatchOrder(), BatchOrder()
+    for order, seen in ((long, steps), (short, steps[:5]), (other, steps[1:])):
+        for ids in seen:
+            order.add({"input_ids": ids}, True)
+        order.flush(lambda sums: sums)
+    assert list(long.at) == ["1", "2", "4", "8"] and list(short.at) == ["1", "2", "4"]
+    assert long.at["4"] == short.at["4"] != other.at["4"] and long.digest != short.digest
+    long.save(tmp_path)
+    read = BatchOrder()
+    read.load(tmp_path)
+    assert read.record() == long.record() == {"digest": long.digest, "steps": 11, "at": long.at}
+
+
 def test_sampler_shuffles_by_seed_and_epoch():
     epoch = 0
     sampler = BatchSampler(50, fill=2, seed=3, epoch=lambda: epoch)

@@ -69,18 +69,30 @@ class FilledDataset(Dataset):
 class BatchOrder:
     """A digest of which samples were learned from in which step.
 
-    Each row of `input_ids` is hashed to 64 bits (padding does not count); the hashes of all rows of one optimizer step
-    are added modulo 2⁶⁴, over micro-steps and processes; the sums are chained with sha256, step by step. So the digest
-    depends on the samples of each step and the order of the steps, not on how a step is divided over accumulation and
-    processes. Sums stay on the device until `flush`, which costs one transfer.
+    Each row of the input (tokens, features or pictures) is hashed to 64 bits (padding does not count); the hashes of
+    all rows of one optimizer step are added modulo 2⁶⁴, over micro-steps and processes; the sums are chained with
+    sha256, step by step. So the digest depends on the samples of each step and the order of the steps, not on how a
+    step is divided over accumulation and processes. Sums stay on the device until `flush`, which costs one transfer.
+
+    Attributes:
+        digest: of all steps up to the last flush.
+        steps: how many these are.
+        at: step → the first 16 digits of the digest so far, for 1, 2, 4, 8, … steps: runs of different lengths saw
+            the same batches if they agree at the last of these that both have.
     """
 
     def __init__(self) -> None:
         self.digest, self.steps = "", 0
+        self.at: dict[str, str] = {}
         self._sums: list[torch.Tensor] = []
 
     def add(self, inputs: dict[str, torch.Tensor], starts_step: bool) -> None:
-        """Count one micro-batch in; `starts_step` says that it is the first of its optimizer step."""
+        """Count one micro-batch in; `starts_step` says that it is the first of its optimizer step.
+
+        A batch with none of the inputs in `READ` is not counted.
+        """
+        if not any(inputs.get(name) is not None for name in READ):
+            return
         total = _row_hashes(inputs).sum()
         if starts_step:
             self._sums.append(total)
@@ -93,24 +105,39 @@ class BatchOrder:
             for total in add_across_processes(torch.stack(self._sums)).tolist():
                 self.digest = hashlib.sha256(f"{self.digest} {total}".encode()).hexdigest()
                 self.steps += 1
+                if self.steps & (self.steps - 1) == 0:
+                    self.at[str(self.steps)] = self.digest[:16]
             self._sums = []
         return self.digest
 
+    def record(self) -> dict[str, Any]:
+        """`digest`, `steps` and `at`, as JSON values."""
+        return {"digest": self.digest, "steps": self.steps, "at": dict(self.at)}
+
     def save(self, folder: Path) -> None:
-        """Write digest and step count beside a checkpoint."""
-        (folder / "batch_order.json").write_text(json.dumps({"digest": self.digest, "steps": self.steps}))
+        """Write what `record` says beside a checkpoint."""
+        (folder / "batch_order.json").write_text(json.dumps(self.record()))
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote."""
         saved = json.loads((folder / "batch_order.json").read_text())
         self.digest, self.steps, self._sums = saved["digest"], saved["steps"], []
+        self.at = saved.get("at", {})
+
+
+# What a model reads; a batch holds one of them.
+READ = ("input_ids", "input_features", "past_values", "pixel_values")
 
 
 def _row_hashes(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A 64-bit hash per row of `input_ids` (B, T) that has a target, 0 for the others; int64 arithmetic wraps."""
-    ids = inputs["input_ids"].to(torch.int64)
+    """A 64-bit hash per row of the input (B, T, …) that has a target, 0 for the others; int64 arithmetic wraps."""
+    read = next(inputs[name] for name in READ if inputs.get(name) is not None)
+    ids = read.to(torch.int64) if not read.is_floating_point() else read.float().view(torch.int32).to(torch.int64)
+    if ids.ndim > 2:  # a hash for each step
+        ids = ids.flatten(2)
+        ids = _mix(_mix(torch.arange(1, ids.shape[2] + 1, device=ids.device)) + ids).sum(2)
     mask = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask.to(torch.int64)
+    mask = torch.ones_like(ids) if mask is None else mask[:, : ids.shape[1]].to(torch.int64)
     position = mask.cumsum(1)  # counts from 1, padding on either side does not shift it
     row = (_mix(_mix(position) + ids) * mask).sum(1)
     labels = inputs.get("labels")

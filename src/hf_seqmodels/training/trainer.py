@@ -198,8 +198,7 @@ class SeqTrainer(Pushing):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One micro-step: the batch is counted into the digest, the loss checked (one step later, to save a sync)."""
-        if "input_ids" in inputs:
-            self.batch_order.add(inputs, self._starts_step)
+        self.batch_order.add(inputs, self._starts_step)
         if self._starts_step and num_items_in_batch is not None:
             self._targets += num_items_in_batch.sum().to(torch.int64)
         self._micro = 0 if self._starts_step else self._micro + 1
@@ -372,7 +371,7 @@ class SeqTrainer(Pushing):
             "backend": torch.distributed.get_backend() if distributed else None,
             "device": str(self.args.device.type),
             "mixed_precision": self.accelerator.mixed_precision,
-            "batch_order": {"digest": self.batch_order.digest, "steps": self.batch_order.steps},
+            "batch_order": self.batch_order.record(),
             "targets": int(self._targets),
             "step_seconds": round(self.step_seconds, 3),
             "targets_per_second": round(int(self._targets) / self.step_seconds, 1) if self.step_seconds else None,
