@@ -12,10 +12,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .arguments import ConfigError
 from .config import RunConfig, one_line
 from .data import (
+    KEYS,
     SYNTHETIC,
     build_character_tokenizer,
     chance_level,
     content_hash,
+    load_piano_rolls,
     load_pydoc_topics,
     load_text_files,
     make_synthetic,
@@ -36,6 +38,7 @@ class RunData:
         texts: for language models, the splits with the columns topic and text.
         options: what the data decide about the model (the number of classes, …).
         chance: the score of a guess, by the name of the score; empty where none is known.
+        skipped: split → how many examples were left out, each for a reason that the reader of the data gives.
     """
 
     windows: dict[str, Dataset]
@@ -44,6 +47,7 @@ class RunData:
     texts: DatasetDict | None = None
     options: dict[str, Any] = field(default_factory=dict)
     chance: Scores = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 # ---- data -------------------------------------------------------------------------------------------------------
@@ -57,6 +61,8 @@ def load_data(config: RunConfig) -> RunData:
             examples of this length or so many of them.
     """
     try:
+        if config.data.dataset == "piano_rolls":
+            return _load_rolls(config)
         return _load_synthetic(config) if config.data.dataset in SYNTHETIC else _load_texts(config)
     except (ValueError, OSError) as error:
         raise ConfigError(one_line(error)) from None
@@ -74,6 +80,17 @@ def _load_texts(config: RunConfig) -> RunData:
         split: window_dataset(token_stream(dataset, tokenizer), wanted.block_size) for split, dataset in texts.items()
     }
     return RunData(windows, tokenizer, content_hash(texts), texts)
+
+
+def _load_rolls(config: RunConfig) -> RunData:
+    """Piano rolls, one row for each piece; the model's loss must be what they are scored by."""
+    wanted, scored = config.data, {"num_features": KEYS, "distribution_output": "bernoulli", "context_loss": False}
+    for name, value in scored.items():
+        if config.model.get(name) != value:
+            raise ConfigError(f"{name}={config.model.get(name)} does not fit piano rolls; it must be {value}")
+    splits = {"train": "train", "validation": "validation", "test": wanted.test_split}
+    rolls, skipped = load_piano_rolls(str(wanted.path), wanted.data_dir, splits)
+    return RunData(dict(rolls), None, content_hash(rolls), skipped=skipped)
 
 
 def load_tokenizer(name: str, texts: Sequence[str]) -> PreTrainedTokenizerBase:

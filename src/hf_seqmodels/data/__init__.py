@@ -3,12 +3,14 @@
 from hf_seqmodels.data.collate import (
     CausalLMCollator,
     FramesCollator,
+    PianoRollCollator,
     Seq2SeqCollator,
     SequenceClassificationCollator,
     StreamCollator,
     TokenCollator,
 )
 from hf_seqmodels.data.fingerprint import content_hash
+from hf_seqmodels.data.music import KEYS, load_piano_rolls, to_pitches, to_roll
 from hf_seqmodels.data.sources import find_data, load_splits
 from hf_seqmodels.data.streams import StreamDataset
 from hf_seqmodels.data.synthetic import SYNTHETIC, chance_level, make_synthetic
@@ -22,9 +24,11 @@ from hf_seqmodels.data.text import (
 )
 
 __all__ = [
+    "KEYS",
     "SYNTHETIC",
     "CausalLMCollator",
     "FramesCollator",
+    "PianoRollCollator",
     "Seq2SeqCollator",
     "SequenceClassificationCollator",
     "StreamCollator",
@@ -34,11 +38,14 @@ __all__ = [
     "chance_level",
     "content_hash",
     "find_data",
+    "load_piano_rolls",
     "load_pydoc_topics",
     "load_splits",
     "load_text_files",
     "make_synthetic",
     "out_of_vocabulary_share",
+    "to_pitches",
+    "to_roll",
     "token_stream",
     "window_dataset",
 ]

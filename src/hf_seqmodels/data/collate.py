@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .music import to_roll
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -129,6 +131,29 @@ class FramesCollator:
         return {"pixel_values" if self.main_input_name == "pixel_values" else "past_values": past} | {
             "future_values": future
         }
+
+
+@dataclass(frozen=True)
+class PianoRollCollator:
+    """Rows with `pitches`, for each step the keys that sound → `past_values` (B, 1, 88), the first step;
+    `future_values` (B, T − 1, 88), the steps to predict; `attention_mask` (B, T).
+
+    Pieces are padded on the right to the longest, with silence that the mask hides, and to at least two steps: a row
+    of one step has nothing to predict.
+
+    Raises:
+        ValueError: no rows, or a row without steps.
+    """
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        _check_rows(rows)
+        rolls = [torch.from_numpy(to_roll(row["pitches"])) for row in rows]
+        lengths = torch.tensor([len(roll) for roll in rolls])
+        if not lengths.all():
+            raise ValueError("a row has no steps: a piece needs at least one; leave such rows out")
+        values = pad_sequence([*rolls, torch.zeros(2, rolls[0].shape[1])], batch_first=True)[:-1]
+        mask = (torch.arange(values.shape[1]) < lengths[:, None]).long()
+        return {"past_values": values[:, :1], "future_values": values[:, 1:], "attention_mask": mask}
 
 
 def _check_rows(rows: Rows) -> None:

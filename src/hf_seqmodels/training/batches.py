@@ -46,7 +46,8 @@ class BatchSampler(Sampler[int]):
 class FilledDataset(Dataset):
     """A dataset of n samples whose index n (and all above) is a sample without targets.
 
-    The fill is the first sample with every label −100: it adds nothing to a summed loss and nothing to its gradient.
+    The fill is the first sample with every label −100, or the first step of the first piece, which leaves nothing to
+    predict: it adds nothing to a summed loss and nothing to its gradient.
     """
 
     def __init__(self, dataset: Any):
@@ -59,11 +60,17 @@ class FilledDataset(Dataset):
         if index < len(self.dataset):
             return self.dataset[index]
         sample = dict(self.dataset[0])
-        sample["labels"] = [-100] * len(sample["labels"])
-        return sample
+        if "pitches" in sample:
+            return sample | {"pitches": sample["pitches"][:1]}
+        return sample | {"labels": [-100] * len(sample["labels"])}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [self[index] for index in indices]
+
+
+def has_rolls(dataset: Any) -> bool:
+    """Whether the rows are piano rolls, which can be cut until nothing is left to predict."""
+    return "pitches" in (getattr(dataset, "column_names", None) or ())
 
 
 class BatchOrder:
@@ -132,17 +139,22 @@ READ = ("input_ids", "input_features", "past_values", "pixel_values")
 def _row_hashes(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """A 64-bit hash per row of the input (B, T, …) that has a target, 0 for the others; int64 arithmetic wraps."""
     read = next(inputs[name] for name in READ if inputs.get(name) is not None)
+    seen, future = read.shape[1], inputs.get("future_values")
+    read = read if future is None else torch.cat([read, future], dim=1)
     ids = read.to(torch.int64) if not read.is_floating_point() else read.float().view(torch.int32).to(torch.int64)
     if ids.ndim > 2:  # a hash for each step
         ids = ids.flatten(2)
         ids = _mix(_mix(torch.arange(1, ids.shape[2] + 1, device=ids.device)) + ids).sum(2)
     mask = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask[:, : ids.shape[1]].to(torch.int64)
+    mask = ids.new_ones(ids.shape[:2]) if mask is None else mask[:, : ids.shape[1]].to(torch.int64)
+    mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])], dim=1)  # of the past alone
     position = mask.cumsum(1)  # counts from 1, padding on either side does not shift it
     row = (_mix(_mix(position) + ids) * mask).sum(1)
     labels = inputs.get("labels")
     if labels is not None and labels.ndim == 2:
         row = row * labels.ne(-100).any(1)
+    if future is not None:
+        row = row * mask[:, seen:].any(1)
     return _mix(row)
 
 
