@@ -28,7 +28,7 @@ LINE = [
     {"evaluation"},
     {"hub"},
     {"inference"},
-    {"scores", "loading", "tasks", "run", "learning", "demo", "zoo", "exporting", "listing", "cli"},
+    {"scores", "loading", "tasks", "run", "generate", "learning", "results", "demo", "zoo", "exporting", "listing", "cli"},
 ]
 SHIPPED_IMPORTS = {"torch", "transformers", "huggingface_hub"}
 

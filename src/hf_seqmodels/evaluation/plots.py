@@ -11,6 +11,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from .benchmarks import MEASURES
+
 matplotlib.use("Agg")  # files only; no screen is needed
 
 
@@ -94,6 +96,38 @@ def plot_learning_overview(results: Sequence[Mapping[str, Any]], path: Path) -> 
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
     figure.savefig(path, dpi=120)
+
+
+def plot_benchmark(results: Mapping[str, Mapping[str, Any]], measure: str, path: Path) -> None:
+    """Validation scores of the recipes of a benchmark against optimizer steps, one colour and line style a recipe.
+
+    Args:
+        results: name → recorded result; the first seed's curve is a thick line, those of the others are thin.
+        measure: a key of `MEASURES`, which the losses are turned into.
+        path: the PNG to write.
+    """
+    words, _, from_loss = MEASURES[measure]
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    ends = []
+    for index, (name, result) in enumerate(results.items()):
+        color, line = OKABE_ITO[index % len(OKABE_ITO)], ("-", "--", ":", "-.")[index // len(OKABE_ITO) % 4]
+        curves = [result["curve"], *(run["curve"] for run in result["runs"] if "curve" in run)]
+        for number, curve in enumerate(curves):
+            if curve["validation"]:
+                steps, losses = zip(*curve["validation"], strict=True)
+                values = [from_loss(loss) for loss in losses]
+                ends += values[len(values) // 4 :]
+                label = name if number == 0 else None
+                width, alpha = (0.6, 0.5) if number else (1.4, 1.0)
+                axes.plot(steps, values, lw=width, alpha=alpha, label=label, color=color, ls=line)
+    if ends:
+        low, high = min(ends), max(ends)
+        axes.set_ylim(low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1))  # the first steps stand above
+    axes.set(xlabel="step", ylabel=f"validation {words}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+    save_small(figure, path)
 
 
 # ---- one model, small enough to lie beside its weights ----------------------------------------------------------
