@@ -20,36 +20,38 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from ..arguments import ConfigError, SeqTrainingArguments
 from ..data import StreamDataset
 from ..metrics import load_metric
-from .batches import BatchOrder, BatchSampler, FilledDataset
-from .optim import build_optimizer, build_scheduler
+from .batches import BatchOrder, BatchSampler, FilledDataset, has_rolls
+from .optimizing import Optimizing
 from .progress import LogFile, Progress
 from .pushing import Pushing
 from .resume import check_checkpoint
 from .stateful import CarriedState, StreamSampler, check_rows
-from .watch import Watch, check_processes
+from .watch import Watch, check_processes, wrapper_name
 
 
 class TrainingDiverged(RuntimeError):
     """The loss or a weight is NaN or infinite: one line that names the step."""
 
 
-class SeqTrainer(Pushing):
+class SeqTrainer(Optimizing, Pushing):
     """Trains any model of transformers whose loss takes `num_items_in_batch`; others train as in the stock Trainer.
 
     - The training loss is the mean over all targets of the global batch, for any accumulation and process count.
       Targets are labels that are not −100; heads whose targets are others (rows, steps, pixels) have a method
-      `count_targets(**batch)`, which is asked. With these, several processes repeat samples in an epoch's last batch
-      if it is not full, as in the stock Trainer.
+      `count_targets(**batch)`, which is asked. With these, but for piano rolls, several processes repeat samples in an
+      epoch's last batch if it is not full, as in the stock Trainer.
     - The evaluation loss is the mean over all targets of the data set (not of batch means), in nats; causal language
       models also get `eval_bits_per_token`.
     - The processes, the wrapper and the device are compared with what was asked for.
     - A loss that is not finite stops the run within one step, and broken weights are never saved.
     - Nothing is written but the model, its tokenizer and the checkpoints; the model card is not the Trainer's.
+    - Optimizers, schedules and the limit on time are those of [`Optimizing`].
     - What is pushed holds no pickle, and no push fails unheard (see [`Pushing`]).
 
     Args:
         log_file: every logged line is appended to it as JSON, by the first process only.
         quiet: no progress bar and no printed lines.
+        rescale_to: as in [`Optimizing`].
         The rest as in `transformers.Trainer`.
 
     Raises:
@@ -97,9 +99,11 @@ class SeqTrainer(Pushing):
         # Sums of long evaluations want 64 bits; Apple's GPUs have no such numbers.
         exact = torch.float32 if args.device.type == "mps" else torch.float64
         self._evaluated = torch.zeros(2, dtype=exact, device=args.device)
+        self.evaluated = (0.0, 0)  # summed loss and number of targets of the last evaluation
         self._micro = 0  # number of the micro-batch within its step
         self.carried = CarriedState(self.model) if args.carry_state else None
         self.carried_in_evaluation = CarriedState(self.model) if args.carry_state else None
+        self._has_rolls = any(has_rolls(dataset) for dataset in (self.train_dataset, self.eval_dataset))
         if self._fills:
             self.train_dataset = None if self.train_dataset is None else FilledDataset(self.train_dataset)
         if args.push_to_hub:
@@ -111,7 +115,7 @@ class SeqTrainer(Pushing):
     def _fills(self) -> bool:
         """Whether samples without targets even out the last batch: they cost nothing in a sum, but upset a mean."""
         several = self.accelerator.num_processes > 1 and not isinstance(self.train_dataset, StreamDataset)
-        return several and self.model_accepts_loss_kwargs and self._count_targets is None
+        return several and self.model_accepts_loss_kwargs and (self._count_targets is None or self._has_rolls)
 
     def _sampler(self, dataset: Any, batch_size: int, seed: int | None) -> BatchSampler | None:
         if not isinstance(dataset, Sized):
@@ -144,22 +148,6 @@ class SeqTrainer(Pushing):
         if self._fills and isinstance(eval_dataset, Sized):
             eval_dataset = FilledDataset(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
-
-    # ---- optimizer ----------------------------------------------------------------------------------------------
-
-    def create_optimizer(self, model=None):
-        """AdamW of `build_optimizer`, unless an optimizer was passed in."""
-        if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model if model is None else model, self.args)
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """The schedule of `build_scheduler`, unless one was passed in."""
-        if self.lr_scheduler is None:
-            optimizer = optimizer or self.create_optimizer()
-            self.lr_scheduler = build_scheduler(optimizer, self.args, num_training_steps)  # type: ignore[assignment]
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -267,7 +255,8 @@ class SeqTrainer(Pushing):
             else:
                 inputs = carried.attach(inputs, self._micro if model.training else 0)
         counts = self._count_targets is not None  # then several processes repeat samples, which a sum would hold twice
-        sums = self.accelerator.num_processes == 1 if counts else self.model_accepts_loss_kwargs and "labels" in inputs
+        whole = self.accelerator.num_processes == 1 or self._fills
+        sums = whole if counts else self.model_accepts_loss_kwargs and "labels" in inputs
         if model.training or not sums:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
         outputs = model(**inputs, num_items_in_batch=torch.ones((), device=self.args.device))
@@ -292,9 +281,10 @@ class SeqTrainer(Pushing):
         return model.loss_function is ForCausalLMLoss and not model.config.is_encoder_decoder
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """As in the stock Trainer; the loss is the mean over all targets."""
+        """As in the stock Trainer; the loss is the mean over all targets, and training's random numbers stay."""
         self._check_loss()
-        with self._without_cache():
+        devices = [torch.cuda.current_device()] if self.args.device.type == "cuda" else []
+        with self._without_cache(), torch.random.fork_rng(devices=devices):  # data loaders draw a seed each
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, dataloader, description, *args, **kwargs):
@@ -304,6 +294,7 @@ class SeqTrainer(Pushing):
             self.carried_in_evaluation.reset()
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         summed, targets = self.accelerator.reduce(self._evaluated, reduction="sum").tolist()
+        self.evaluated = (summed, int(targets))
         if targets:
             prefix = kwargs.get("metric_key_prefix", "eval")
             found = {"loss": summed / targets}
@@ -356,10 +347,10 @@ class SeqTrainer(Pushing):
 
     def wrapper(self) -> str:
         """The class around the model in training, or "none"."""
-        return "none" if self.model_wrapped is self.model else type(self.model_wrapped).__name__
+        return wrapper_name(self.model, self.model_wrapped)
 
     def record(self) -> dict[str, Any]:
-        """World size, wrapper, device, precision, speed, and the digest of the batches learned from.
+        """World size, wrapper, device, precision, speed, the digest of the batches learned from, and `pace()`.
 
         `step_seconds` is the time inside the steps of this process's `train`: no evaluation, saving or data loading.
         After a resume `targets` and `step_seconds` count the steps since `resumed_at_step`, the digest all of them.
@@ -375,4 +366,5 @@ class SeqTrainer(Pushing):
             "targets": int(self._targets),
             "step_seconds": round(self.step_seconds, 3),
             "targets_per_second": round(int(self._targets) / self.step_seconds, 1) if self.step_seconds else None,
+            **self.pace(),
         } | ({"resumed_at_step": self.resumed_at_step} if self.resumed_at_step else {})
