@@ -2,6 +2,7 @@
 
 from hf_seqmodels.data.collate import (
     CausalLMCollator,
+    FeaturesCollator,
     FramesCollator,
     PianoRollCollator,
     Seq2SeqCollator,
@@ -15,18 +16,21 @@ from hf_seqmodels.data.sources import find_data, load_splits
 from hf_seqmodels.data.streams import StreamDataset
 from hf_seqmodels.data.synthetic import SYNTHETIC, chance_level, make_synthetic
 from hf_seqmodels.data.text import (
-    build_character_tokenizer,
     load_pydoc_topics,
     load_text_files,
     out_of_vocabulary_share,
     token_stream,
     window_dataset,
 )
+from hf_seqmodels.data.token_cache import token_streams
+from hf_seqmodels.data.tokenizers import BUILT, build_character_tokenizer, build_tokenizer
 
 __all__ = [
+    "BUILT",
     "KEYS",
     "SYNTHETIC",
     "CausalLMCollator",
+    "FeaturesCollator",
     "FramesCollator",
     "PianoRollCollator",
     "Seq2SeqCollator",
@@ -35,6 +39,7 @@ __all__ = [
     "StreamDataset",
     "TokenCollator",
     "build_character_tokenizer",
+    "build_tokenizer",
     "chance_level",
     "content_hash",
     "find_data",
@@ -47,5 +52,6 @@ __all__ = [
     "to_pitches",
     "to_roll",
     "token_stream",
+    "token_streams",
     "window_dataset",
 ]

@@ -1,4 +1,4 @@
-"""Text for language models: documents → character tokenizer → one token stream → windows.
+"""Text for language models: documents → one token stream → windows.
 
 Every data set here is a `datasets.DatasetDict` with the splits train, validation and test and the columns
 `topic` (the document's name) and `text`.
@@ -7,16 +7,16 @@ Every data set here is a `datasets.DatasetDict` with the splits train, validatio
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
-PAD_TOKEN, UNK_TOKEN, EOS_TOKEN = "<pad>", "<unk>", "</s>"
+from .encoding import encode
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -119,60 +119,18 @@ def _to_dataset_dict(documents: Mapping[str, Mapping[str, str]]) -> DatasetDict:
     )
 
 
-def build_character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token per character (Unicode code point); give it the training split only, so that no score peeks.
-
-    Ids: 0 `<pad>`, 1 `<unk>`, 2 `</s>`, then the characters of `texts` in sorted order. Characters not in `texts`
-    become `<unk>`; everything else comes back from `decode` unchanged. A special token spelt out in a text is read as
-    its characters, never as the token. Nothing is added when encoding. Pads on the left, as generation wants.
-
-    Raises:
-        ValueError: `texts` holds no character.
-    """
-    characters = sorted(set().union(*texts))
-    if not characters:
-        raise ValueError("no characters in the texts: a tokenizer needs at least one; check the training split")
-    vocabulary = {token: i for i, token in enumerate([PAD_TOKEN, UNK_TOKEN, EOS_TOKEN, *characters])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK_TOKEN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")  # "." would skip newlines
-    tokenizer.decoder = decoders.Fuse()  # the default joins tokens with spaces
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD_TOKEN,
-        unk_token=UNK_TOKEN,
-        eos_token=EOS_TOKEN,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
-    )
-
-
 def token_stream(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """All texts of one split in order, each followed by the end-of-sequence token: int64 (T,).
 
     Raises:
         ValueError: the split has no rows, no column `text`, or the tokenizer no end-of-sequence token.
     """
-    texts = _texts(dataset)
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token: texts are told apart by it; set tokenizer.eos_token")
-    ids: list[int] = []
-    for encoded in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-        ids += [*encoded, tokenizer.eos_token_id]
-    return np.asarray(ids, dtype=np.int64)
+    return encode(dataset, tokenizer).ids.astype(np.int64)
 
 
 def out_of_vocabulary_share(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
     """Share (0 to 1) of a split's tokens that the tokenizer does not know, `</s>` counted among the tokens."""
     return float(np.mean(token_stream(dataset, tokenizer) == tokenizer.unk_token_id))
-
-
-def _texts(dataset: Dataset) -> list[str]:
-    if "text" not in dataset.column_names:
-        raise ValueError(f"no column 'text' among {dataset.column_names}: documents must stand there; rename yours")
-    if len(dataset) == 0:
-        raise ValueError("the data set is empty (0 rows): a split needs at least one text; check the source")
-    return list(dataset["text"])
 
 
 def window_dataset(stream: np.ndarray, block_size: int, stride: int | None = None) -> Dataset:
