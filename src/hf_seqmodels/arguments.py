@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
 # Task → the Auto class of transformers that builds its models. Batches and scores: `tasks.TASKS`.
 TASKS = {
@@ -168,7 +168,10 @@ class SeqTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Stop training after so many minutes, those before a resume included."}
     )
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps; below 1, as a share of all steps."})
-    weight_decay: float = field(default=0.01, metadata={"help": "On matrices only: not biases, norms, embeddings."})
+    weight_decay: float = field(
+        default=0.01,
+        metadata={"help": "AdamW: on matrices only, not biases, norms, embeddings. The others: L2 on all weights."},
+    )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Longest gradient (L2); 0 turns clipping off."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the training data."})
     max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; when set, it replaces num_train_epochs."})
@@ -202,6 +205,10 @@ class SeqTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Stop unless training really runs on so many processes."}
     )
 
+    allow_ddp: bool = field(
+        default=False, metadata={"help": "Go on with DDP where FSDP was asked for and cannot be had (CPUs)."}
+    )
+
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True  # unless told so, accelerate makes one process of each that torchrun starts on a CPU
@@ -222,7 +229,34 @@ class SeqTrainingArguments(TrainingArguments):
             and self.lr_scheduler_type == "cosine"
         ):
             raise ValueError(f"lr_scheduler_kwargs={shape} is not supported; the cosine alone has one, num_cycles")
+        check_optimizing(self)
         check_pushing(self)
+
+
+# Option → the option that must have one of the values, or it would have no effect.
+_ONLY_WITH = {
+    "momentum": ("optim", ("sgd", "rmsprop")),
+    "rmsprop_alpha": ("optim", ("rmsprop",)),
+    "non_monotone_interval": ("optim", ("nt_asgd",)),
+    "adam_beta1": ("optim", ("adamw_torch_fused", "adamw_torch")),
+    "adam_beta2": ("optim", ("adamw_torch_fused", "adamw_torch")),
+    "adam_epsilon": ("optim", ("adamw_torch_fused", "adamw_torch")),
+    "decay_factor": ("lr_scheduler_type", ("epoch_decay", "plateau")),
+    "decay_after": ("lr_scheduler_type", ("epoch_decay",)),
+    "decay_patience": ("lr_scheduler_type", ("plateau",)),
+}
+
+
+def check_optimizing(args: SeqTrainingArguments) -> None:
+    """Raise ConfigError for an option that the optimizer or schedule does not have, or evaluations that it lacks."""
+    for name, (owner, values) in _ONLY_WITH.items():
+        value, chosen = getattr(args, name), getattr(args, owner)
+        if chosen not in values and value != SeqTrainingArguments.__dataclass_fields__[name].default:
+            way_out = f"leave {name} out, or choose {owner} {' or '.join(values)}"
+            raise ConfigError(f"{name}={value} does not apply to {owner}={chosen}; {way_out}")
+    for name, follower in (("optim", "nt_asgd"), ("lr_scheduler_type", "plateau")):
+        if getattr(args, name) == follower and IntervalStrategy(args.eval_strategy) == IntervalStrategy.NO:
+            raise ConfigError(f"{name}={follower} follows the evaluations, and eval_strategy=no has none; use epoch")
 
 
 def check_pushing(args: TrainingArguments) -> None:

@@ -16,6 +16,7 @@ LSTM = ["--model_type", "seq_lstm", "--hidden_size", "8", "--block_size", "16"]
 DECODER = ["--model_type", "seq_transformer_decoder", "--hidden_size", "30", "--num_attention_heads"]
 GPT2 = ["--model_type", "gpt2", "--n_embd", "8", "--n_head", "2", "--n_layer", "1"]
 BERT = ["--model_type", "bert", "--hidden_size", "8", "--num_attention_heads", "2", "--num_hidden_layers", "1"]
+NOT_EVALUATED = ["--eval_strategy", "no", "--load_best_model_at_end", "false"]
 
 CASES = [
     ([*LSTM, "--learnin_rate", "1"], "unknown option 'learnin_rate': did you mean 'learning_rate'?"),
@@ -34,7 +35,19 @@ CASES = [
     ([*LSTM, "--max_steps", "0"], "max_steps=0 is out of range"),
     ([*LSTM, "--block_size", "1"], "block_size=1 is out of range"),
     ([*LSTM, "--lr_scheduler_type", "cosin"], "lr_scheduler_type='cosin' is not a choice"),
-    ([*LSTM, "--optim", "sgd"], "optim=sgd is not supported"),
+    ([*LSTM, "--optim", "adagrad"], "optim='adagrad' is not a choice"),
+    ([*LSTM, "--momentum", "0.9"], "momentum=0.9 does not apply to optim=adamw_torch_fused; leave momentum out, or"),
+    ([*LSTM, "--optim", "nt_asgd", "--momentum", "0.9"], "momentum=0.9 does not apply to optim=nt_asgd"),
+    ([*LSTM, "--optim", "sgd", "--rmsprop_alpha", "0.9"], "rmsprop_alpha=0.9 does not apply to optim=sgd"),
+    ([*LSTM, "--optim", "sgd", "--non_monotone_interval", "3"], "or choose optim nt_asgd"),
+    ([*LSTM, "--optim", "rmsprop", "--adam_beta1", "0.5"], "adam_beta1=0.5 does not apply to optim=rmsprop"),
+    ([*LSTM, "--decay_factor", "0.8"], "decay_factor=0.8 does not apply to lr_scheduler_type=cosine; leave"),
+    ([*LSTM, "--lr_scheduler_type", "plateau", "--decay_after", "2"], "or choose lr_scheduler_type epoch_decay"),
+    ([*LSTM, "--decay_patience", "2"], "decay_patience=2 does not apply to lr_scheduler_type=cosine"),
+    ([*LSTM, "--decay_factor", "1"], "decay_factor=1.0 is out of range"),
+    ([*LSTM, "--max_minutes", "0"], "max_minutes=0.0 is out of range"),
+    ([*LSTM, "--optim", "nt_asgd", *NOT_EVALUATED], "optim=nt_asgd follows the evaluations, and eval_strategy=no"),
+    ([*LSTM, "--lr_scheduler_type", "plateau", *NOT_EVALUATED], "lr_scheduler_type=plateau follows the evaluations"),
     ([*LSTM, "--bf16", "maybe"], "bf16: "),
     ([*LSTM, "--label_smoothing_factor", "0.1"], "label_smoothing_factor=0.1 is out of range"),
     ([*LSTM, "--eval_strategy", "no"], "eval_strategy=no and save_strategy=epoch differ"),
