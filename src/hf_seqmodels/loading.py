@@ -113,7 +113,7 @@ def _load_synthetic(config: RunConfig) -> RunData:
     given = {name: value for name, value in options.items() if value is not None}
     splits, tokenizer = make_synthetic(wanted.dataset, **given)
     task = SYNTHETIC[wanted.dataset]
-    decided: dict[str, Any] = {}
+    decided: dict[str, Any] = dict(task.options)
     if task.labels:
         decided["id2label"] = dict(enumerate(task.labels))
         decided["label2id"] = {label: number for number, label in enumerate(task.labels)}

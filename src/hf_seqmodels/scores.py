@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
+from .data.synthetic_memory import COPIED
 from .metrics import load_metric
 
 Scores = dict[str, float]
@@ -18,6 +19,11 @@ Scores = dict[str, float]
 def argmax(logits: Any, labels: Any) -> torch.Tensor:
     """Logits (…, V) → class ids, before the Trainer collects them: V times less to keep."""
     return (logits[0] if isinstance(logits, tuple | list) else logits).argmax(-1)
+
+
+def number(logits: Any, labels: Any) -> torch.Tensor:
+    """Logits (B, 1) of a regression → the numbers (B,)."""
+    return (logits[0] if isinstance(logits, tuple | list) else logits).squeeze(-1)
 
 
 def token_scores(prediction: EvalPrediction) -> Scores:
@@ -36,6 +42,17 @@ def next_token_scores(prediction: EvalPrediction) -> Scores:
     """[`token_scores`] of a model that predicts at each position the token after it."""
     predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     return token_scores(EvalPrediction(predictions=predicted[:, :-1], label_ids=labels[:, 1:]))
+
+
+def copied_scores(prediction: EvalPrediction) -> Scores:
+    """[`token_scores`] of the symbols that are to be copied, the last ones: the blanks before them say nothing."""
+    predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    return token_scores(EvalPrediction(predictions=predicted[:, -COPIED:], label_ids=labels[:, -COPIED:]))
+
+
+def regression_scores(prediction: EvalPrediction) -> Scores:
+    """Mean squared error of one number per row."""
+    return load_metric("mse").compute(predictions=prediction.predictions, references=prediction.label_ids)
 
 
 def class_scores(prediction: EvalPrediction) -> Scores:

@@ -6,6 +6,7 @@ way than their task have one in `DATASET_TASKS`. The data themselves are loaded 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,26 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer
 from .config import RunConfig
 from .data import (
     CausalLMCollator,
+    FeaturesCollator,
     FramesCollator,
+    PianoRollCollator,
     Seq2SeqCollator,
     SequenceClassificationCollator,
+    StreamCollator,
     TokenCollator,
 )
-from .scores import Scores, class_scores, next_token_scores, series_scores, token_scores
+from .scores import (
+    Scores,
+    argmax,
+    class_scores,
+    copied_scores,
+    next_token_scores,
+    number,
+    regression_scores,
+    roll_scores,
+    series_scores,
+    token_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -34,16 +49,27 @@ class Task:
         scores: all predictions and labels → named numbers; None where `generated` has them.
         generated: (trainer, split) → the scores of what the model generates.
         labels: the batch's entry that holds the truth.
+        kept: (logits, labels) → what of the predictions `scores` reads.
     """
 
     collator: Callable[[Any, PreTrainedModel], Callable[..., dict[str, torch.Tensor]]]
     scores: Callable[[EvalPrediction], Scores] | None = None
     generated: Callable[[Trainer, Dataset], Scores] | None = None
     labels: str = "labels"
+    kept: Callable[[Any, Any], torch.Tensor] = argmax
 
 
 def _on_tokens(collator: type[TokenCollator]) -> Callable[[Any, PreTrainedModel], TokenCollator]:
     return lambda tokenizer, model: collator(tokenizer.pad_token_id, len(tokenizer))
+
+
+def _on_features(tokenizer: Any, model: PreTrainedModel) -> FeaturesCollator:
+    if "input_features" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"model_type={model.config.model_type} reads tokens and this data set has features; choose one that reads "
+            "input_features, as seq_gru does"
+        )
+    return FeaturesCollator(model.config.num_features)
 
 
 TASKS: dict[str, Task] = {
@@ -57,9 +83,16 @@ TASKS: dict[str, Task] = {
     ),
 }
 
-DATASET_TASKS: dict[str, Task] = {}
+STREAMS = Task(_on_tokens(StreamCollator))
+DATASET_TASKS: dict[str, Task] = {
+    "adding": Task(_on_features, regression_scores, kept=number),
+    "copy_memory": Task(_on_tokens(TokenCollator), copied_scores),
+    "piano_rolls": Task(lambda tokenizer, model: PianoRollCollator(), generated=roll_scores, labels="future_values"),
+}
 
 
 def task_of(config: RunConfig) -> Task:
     """How the run's data are batched and scored."""
+    if config.data.windows == "streams":
+        return STREAMS
     return DATASET_TASKS.get(config.data.dataset) or TASKS[config.run.task]

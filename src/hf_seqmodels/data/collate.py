@@ -111,6 +111,31 @@ class SequenceClassificationCollator(TokenCollator):
 
 
 @dataclass(frozen=True)
+class FeaturesCollator:
+    """Rows with flat `input_features`, T steps, and a number → `input_features` (B, T, num_features), `labels` (B,).
+
+    Both are float32. All rows of a batch are equally long, so there is no padding and no mask.
+
+    Raises:
+        ValueError: no rows, or rows of different lengths or of no whole number of steps.
+    """
+
+    num_features: int
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        _check_rows(rows)
+        lengths = {len(row["input_features"]) for row in rows}
+        if len(lengths) > 1 or lengths.pop() % self.num_features:
+            raise ValueError(
+                f"input_features must be equally many in every row, and {self.num_features} for each step; "
+                f"the first row has {len(rows[0]['input_features'])}; check the data set"
+            )
+        flat = torch.from_numpy(np.stack([np.asarray(row["input_features"], np.float32) for row in rows]))
+        labels = torch.tensor([float(row["labels"]) for row in rows])
+        return {"input_features": flat.unflatten(1, (-1, self.num_features)), "labels": labels}
+
+
+@dataclass(frozen=True)
 class FramesCollator:
     """Rows with `frames`, flat, and their `shape` (T, C, H, W) → the first half of the frames, and the second half.
 

@@ -1,7 +1,8 @@
 """Synthetic tasks: data sets made in code, seeded, with a chance level that can be counted.
 
-One function makes one example (`synthetic_text.py`, `synthetic_tags.py`, `synthetic_frames.py`); `SYNTHETIC` below
-says for each task what goes in, what comes out and what guessing reaches; `make_synthetic` draws the three splits.
+One function makes one example (`synthetic_text.py`, `synthetic_tags.py`, `synthetic_frames.py`) or, where there are
+many long ones, a block of them (`synthetic_memory.py`); `SYNTHETIC` below says for each task what goes in, what comes
+out and what guessing reaches; `make_synthetic` draws the three splits.
 A new task is one such function and one line here, a name in `arguments.DATASETS`, and a recipe.
 """
 
@@ -9,15 +10,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
+from datasets.table import InMemoryTable
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from . import synthetic_frames as frames
+from . import synthetic_memory as memory
 from . import synthetic_tags as tags
 from . import synthetic_text as text
 from .symbols import EOS, MASK, PAD, SPECIAL
@@ -26,6 +31,8 @@ Row = Mapping[str, Any]
 SPLITS = ("train", "validation", "test")
 # After so many draws in a row that stand in another split, there are too few different examples.
 PATIENCE = 1_000
+# Examples drawn at once. Whole blocks are drawn, so that the first examples do not depend on how many are wanted.
+BLOCK = 1_000
 
 
 @dataclass(frozen=True)
@@ -33,22 +40,27 @@ class SyntheticTask:
     """One task.
 
     Attributes:
-        example: (random generator, length) → one example, columns as the task's collator reads them.
+        example: (random generator, length) → one example, columns as the task's collator reads them; `at_once`:
+            (random generator, length, number) → as many, columns as arrays.
         length: default of the length, in whatever the example's function counts.
         chance: what the best guess without the input reaches of `measure`, or a function of a split that says so.
         measure: the score that `chance` is about.
         symbols: the vocabulary without special tokens; empty where the input is no text.
         labels: names of the classes, for classification.
         easier: makes the training examples where they differ from the others (a curriculum).
+        at_once: `example` makes many examples at once.
+        options: what the data decide about the model, beside its vocabulary and its classes.
     """
 
-    example: Callable[[np.random.Generator, int], Row]
+    example: Callable[..., Row]
     length: int
     chance: float | Callable[[Dataset], float]
     measure: str
     symbols: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     easier: Callable[[np.random.Generator, int], Row] | None = None
+    at_once: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 SYNTHETIC: dict[str, SyntheticTask] = {
@@ -68,6 +80,23 @@ SYNTHETIC: dict[str, SyntheticTask] = {
     ),
     "spike_timing": SyntheticTask(tags.spike_timing, 12, 1 / 2, "exact_match", tags.SPIKE_SYMBOLS, ("none", "spike")),
     "moving_squares": SyntheticTask(frames.moving_squares, 10, frames.last_frame_error, "mse"),
+    "adding": SyntheticTask(
+        memory.adding,
+        600,
+        memory.error_of_one,
+        "mse",
+        at_once=True,
+        options={"num_features": memory.FEATURES, "num_labels": 1, "problem_type": "regression"},
+    ),
+    "copy_memory": SyntheticTask(
+        memory.copy_memory,
+        1_000,
+        memory.loss_of_eight,
+        "loss",
+        memory.MEMORY_SYMBOLS,
+        memory.MEMORY_SYMBOLS,
+        at_once=True,
+    ),
 }
 
 
@@ -93,21 +122,61 @@ def make_synthetic(
     for split in reversed(SPLITS):
         rng = np.random.default_rng([seed, zlib.crc32(f"{name} {split}".encode())])
         draw = task.easier if split == "train" and task.easier else task.example
-        rows: list[Row] = []
-        misses = 0
-        while len(rows) < (num_examples if split == "train" else num_examples // 10):
-            row = draw(rng, length)
-            if seen.setdefault(_input(row), split) == split:
-                rows.append(row)
-                misses = 0
-            elif (misses := misses + 1) > PATIENCE:
-                raise ValueError(
-                    f"{name} with length={length} has too few different examples for {num_examples}; "
-                    "raise length or lower num_examples"
-                )
-        splits[split] = _dataset(rows)
+        number = num_examples if split == "train" else num_examples // 10
+
+        def is_new(row: Row, split: str = split) -> bool:
+            return seen.setdefault(_input(row), split) == split
+
+        made = _blocks(draw, rng, length, number, is_new) if task.at_once else _rows(draw, rng, length, number, is_new)
+        if made is None:
+            raise ValueError(
+                f"{name} with length={length} has too few different examples for {num_examples}; "
+                "raise length or lower num_examples"
+            )
+        splits[split] = made
     ordered = DatasetDict({split: splits[split] for split in SPLITS})
     return ordered, symbol_tokenizer(task.symbols) if task.symbols else None
+
+
+def _rows(
+    draw: Callable[..., Row], rng: np.random.Generator, length: int, number: int, is_new: Callable[[Row], bool]
+) -> Dataset | None:
+    """`number` examples drawn one by one, or None where there are not so many."""
+    rows: list[Row] = []
+    misses = 0
+    while len(rows) < number:
+        row = draw(rng, length)
+        if is_new(row):
+            rows.append(row)
+            misses = 0
+        elif (misses := misses + 1) > PATIENCE:
+            return None
+    return _dataset(rows)
+
+
+def _blocks(
+    draw: Callable[..., Row], rng: np.random.Generator, length: int, number: int, is_new: Callable[[Row], bool]
+) -> Dataset | None:
+    """`number` examples drawn in blocks, as arrays of one size; or None where there are not so many."""
+    tables: list[pa.Table] = []
+    # What decides the contents; left to itself `datasets` would pickle them all, several times over.
+    decisive = repr((draw.__name__, length, number, rng.bit_generator.state))
+    fingerprint = blake2b(decisive.encode(), digest_size=8).hexdigest()
+    while (missing := number - sum(map(len, tables))) > 0:
+        block = draw(rng, length, BLOCK)
+        rows = ({name: column[i] for name, column in block.items()} for i in range(BLOCK))
+        kept = np.flatnonzero([is_new(row) for row in rows])[:missing]
+        if not len(kept):
+            return None
+        tables.append(pa.table({name: _column(column[kept]) for name, column in block.items()}))
+    return Dataset(InMemoryTable(pa.concat_tables(tables)), fingerprint=fingerprint).with_format("numpy")
+
+
+def _column(values: np.ndarray) -> pa.Array:
+    """(N,) or (N, W) numbers, the latter as lists of W each."""
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 def chance_level(name: str, split: Dataset) -> float:
@@ -117,8 +186,9 @@ def chance_level(name: str, split: Dataset) -> float:
 
 
 def _input(row: Row) -> bytes:
-    """What must not stand in two splits."""
-    return np.asarray(row["input_ids"] if "input_ids" in row else row["frames"]).tobytes()
+    """A digest of what must not stand in two splits."""
+    name = next(name for name in ("input_ids", "input_features", "frames") if name in row)
+    return blake2b(np.asarray(row[name]).tobytes(), digest_size=16).digest()
 
 
 def _dataset(rows: list[Row]) -> Dataset:
