@@ -8,11 +8,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo results zoo cards test test-slow test-table check common-tests gpu-check attention-memory smoke-learning
+.PHONY: help demo results result-tables zoo cards test test-slow test-table check common-tests gpu-check attention-memory smoke-learning
 .PHONY: publish-walkthrough app-picture audit clean
 help:
 	@echo "make demo          train five architectures on the same text and compare them (about 5 minutes on 2 cores)"
-	@echo "make results       the demo and all other recipes, then their numbers into results/, the README and the recipes"
+	@echo "make results       all benchmarks and the demo, into results/, the README and the recipes (many hours)"
+	@echo "                   TASK=music | jsb_chorales | jsb_chorales/gru: one part; SEEDS=\"0 1\", AT_A_TIME=2, THREADS=1,"
+	@echo "                   DATA= (folder of data sets; default: data, then ../shared/data), OVERWRITE=1 repeats"
+	@echo "make result-tables only the tables and pictures, from results/"
 	@echo "make zoo           train the models of zoo/ anew and write their folders (about 10 minutes)"
 	@echo "make cards         the cards in model_cards/, from results/"
 	@echo "make publish-walkthrough  train, export, doctor, card, push, load, push again, on a Hub of this machine"
@@ -36,11 +39,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/hf-seqmodels demo --output_dir runs/demo --overwrite
 
-VARIANTS := $(filter-out rnn lstm gru attention_rnn transformer_decoder,$(notdir $(basename $(wildcard configs/lm/*.yaml))))
-results: demo
-	for recipe in $(VARIANTS); do \
-	  $(OFFLINE) $(BIN)/hf-seqmodels train --config lm/$$recipe --output_dir runs/lm/$$recipe --overwrite || exit 1; done
-	$(BIN)/python -m hf_seqmodels.evaluation.tables runs .
+# What is finished is not repeated, what was interrupted goes on. Groups: synthetic, music, language, lm.
+TASK ?=
+SEEDS ?=
+DATA ?= $(firstword $(wildcard data ../shared/data))
+THREADS ?=
+AT_A_TIME ?=
+OVERWRITE ?=
+results: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python -m hf_seqmodels.results $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(DATA),--data $(DATA)) $(if $(AT_A_TIME),--workers $(AT_A_TIME)) $(if $(THREADS),--threads $(THREADS)) \
+	  $(if $(OVERWRITE),--overwrite)
+
+result-tables: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python -m hf_seqmodels.results --tables
 
 zoo: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python -m hf_seqmodels.zoo zoo

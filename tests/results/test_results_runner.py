@@ -150,7 +150,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(checkout, capsys, monkey
     resumed = result(checkout, "lstm")
     assert resumed["runs"][0]["metrics"] == whole["runs"][0]["metrics"]
     assert resumed["batch_order"] == whole["batch_order"] and resumed["curve"] == whole["curve"]
-    assert resumed["resumed_at_step"] == 2 and "resumed_at_step" not in whole
+    assert resumed["runs"][0]["resumed_at_step"] == 2 and "resumed_at_step" not in whole["runs"][0]
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(checkout, capsys):
@@ -171,6 +171,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(checkout, capsys):
     }
 
 
+@pytest.mark.slow  # each of the two imports the package anew
 def test_two_at_a_time_give_what_one_after_the_other_gives(checkout):
     assert run(checkout, "--seeds", "0", "--workers", "2") == 0
     parallel = result(checkout, "rnn")["runs"][0]["metrics"]
@@ -219,6 +220,7 @@ def test_an_option_that_came_later_counts_as_its_default():
     }
     before = {**now, "data": {"data_dir": "y"}, "training": {"seed": 2, "learning_rate": 0.1}}
     assert difference(before, now) is None
+    assert difference(before | {"data": {"gone": 1}}, now) is None
     assert difference({**before, "data": {"block_size": 64}}, now) == "block_size was 64 and is 128"
     assert (
         difference(before | {"training": {"learning_rate": 0.1, "max_steps": 9}}, now) == "max_steps was 9 and is -1"

@@ -14,7 +14,10 @@ from .benchmarks import BENCHMARKS, MEASURES, Benchmark
 MOST_POINTS = 200  # of a curve
 Record = Mapping[str, Any]
 # What every run has for itself; of the rest a run keeps only what differs from the first one.
-_OWN = ("metrics", "steps", "best_step", "seconds", "targets", "step_seconds", "targets_per_second", "batch_order")
+_OWN = (
+    *("metrics", "steps", "best_step", "batch_order", "targets", "seconds", "step_seconds", "targets_per_second"),
+    *("training_minutes", "stopped_after_minutes", "resumed_at_step"),
+)
 _APART = ("seeds", "curve", "config")
 
 
@@ -179,8 +182,8 @@ def scores_of(result: Record) -> list[float]:
 
 
 def minutes_of(run: Record) -> float:
-    """Minutes of training and evaluation, those before a resume included where they are recorded."""
-    return (run["seconds"] + run.get("seconds_before_resume", 0.0)) / 60
+    """Minutes of training and evaluation; of a resumed run, of all its training."""
+    return max(run["seconds"] / 60, run.get("training_minutes", 0.0))
 
 
 def as_record(result: Record) -> dict[str, Any]:

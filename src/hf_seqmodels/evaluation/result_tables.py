@@ -109,7 +109,7 @@ def _seeds(result: Record, benchmark: Benchmark) -> str:
 def _minutes(result: Record) -> str:
     if not result["runs"]:
         return "–"
-    stopped = any(run.get("stopped_by_time", result.get("stopped_by_time")) for run in result["runs"])
+    stopped = any("stopped_after_minutes" in run for run in result["runs"])
     return f"{mean(minutes_of(run) for run in result['runs']):.1f}" + (" (limit)" if stopped else "")
 
 

@@ -81,7 +81,7 @@ def choose(wanted: Sequence[str], configs: Path) -> list[str]:
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first thing in which two runs' options differ, in words; None where they are the same run.
 
-    An option that was not known before counts as its default.
+    An option that was not known before counts as its default, and one that is known no longer is not compared.
     """
     for key in ("task", "model_type"):
         if before.get(key) != now[key]:
@@ -90,7 +90,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         old, new = before.get(section) or {}, now[section]
         cls = _DEFAULTS.get(section)
         defaults = {field.name: field.default for field in dataclasses.fields(cls)} if cls else {}
-        for name in sorted({*old, *new}):
+        for name in sorted({*old, *new} if cls is None else {*old, *new} & defaults.keys()):
             was, is_now = (side.get(name, defaults.get(name)) for side in (old, new))
             if was != is_now and (section, name) not in _PLACES:
                 return f"{name} was {was} and is {is_now}"
