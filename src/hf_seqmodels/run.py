@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
@@ -29,7 +30,6 @@ from .arguments import ConfigError
 from .config import RESULTS, RunConfig, auto_class, one_line, parse
 from .data import SYNTHETIC, out_of_vocabulary_share
 from .loading import RunData, load_data
-from .scores import argmax
 from .tasks import task_of
 from .training import PushFailed, SeqTrainer, TrainingDiverged
 from .training.provenance import Emissions, git_state
@@ -111,7 +111,9 @@ def check_positions(model_config: PreTrainedConfig, data: RunData) -> None:
     if longest is None or data.texts is not None or getattr(model_config, "positions", "learned") != "learned":
         return
     rows = (row[name] for split in data.windows.values() for row in split for name in columns)
-    needed = max((len(row) for row in rows if isinstance(row, list)), default=0)
+    lengths = (len(row) for row in rows if isinstance(row, list | np.ndarray))
+    train, features = data.windows["train"], data.options.get("num_features")
+    needed = longest_row(train, features) if "input_features" in train.column_names else max(lengths, default=0)
     if needed > longest:
         raise ConfigError(f"rows have up to {needed} tokens and the model {longest} positions; lower length")
 
@@ -146,7 +148,7 @@ def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quie
             data_collator=task.collator(data.tokenizer, model),
             # Text has a loss for every token and no right answer: bits per token say all.
             compute_metrics=None if data.texts is not None else task.scores,
-            preprocess_logits_for_metrics=argmax,
+            preprocess_logits_for_metrics=task.kept,
             processing_class=data.tokenizer,
             log_file=Path(str(config.training.output_dir), "log.jsonl"),
             quiet=quiet,
@@ -232,10 +234,11 @@ def describe_data(config: RunConfig, data: RunData) -> dict[str, Any]:
 
     The example is of public and of made data alone: a user's text stays where it is.
     """
+    features = data.options.get("num_features")
     found: dict[str, Any] = {
         "sha256": data.hash,
         "windows": {split: len(rows) for split, rows in data.windows.items()},
-        "longest": {split: longest_row(rows) for split, rows in data.windows.items()},
+        "longest": {split: longest_row(rows, features) for split, rows in data.windows.items()},
     }
     if data.tokenizer is None:
         return found
@@ -248,10 +251,12 @@ def describe_data(config: RunConfig, data: RunData) -> dict[str, Any]:
     return found
 
 
-def longest_row(rows: Dataset) -> int:
-    """Tokens, or frames, of the longest row."""
+def longest_row(rows: Dataset, num_features: int | None = None) -> int:
+    """Tokens, frames, or steps (of `num_features` numbers each) of the longest row."""
     if "shape" in rows.column_names:
         return max(int(shape[0]) for shape in rows["shape"])
+    if "input_features" in rows.column_names:  # flat, and all rows are equally long
+        return len(rows[0]["input_features"]) // (num_features or 1)
     return max(len(ids) for ids in rows["input_ids"])
 
 
