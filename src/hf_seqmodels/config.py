@@ -21,15 +21,14 @@ import yaml
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .arguments import DATASETS, TASKS, ConfigError, DataArguments, RunArguments, SeqTrainingArguments, check_ranges
+from .arguments import TASKS, ConfigError, DataArguments, RunArguments, SeqTrainingArguments, check_ranges
+from .data_checks import check_data
 from .options import OptionParser, help_text, model_arguments
 from .recipes import SECTIONS, did_you_mean, find_config, one_line, read_recipe
 
 _TOP_LEVEL = ("task", "model_type")
 # What a finished or interrupted run leaves in its output directory.
 RESULTS = ("result.json", "log.jsonl", "config.yaml", "model.safetensors")
-# Options of data sets made in code.
-_MADE = ("length", "num_examples", "examples_seed")
 # Never written down.
 _SECRET = ("hub_token",)
 # Options of transformers that would break what a run promises: the value that stands, and why.
@@ -122,8 +121,7 @@ def _checked(sections: dict[str, dict[str, Any]], config_name: str | None) -> Ru
     model = {name: value for name, value in sections["model"].items() if value is not None}
     training = sections["training"]
     training["output_dir"] = training["output_dir"] or _default_output_dir(config_name, str(run.model_type))
-    _check_files(data)
-    _check_dataset(run.task, data)
+    check_data(run.task, data, bool(training["carry_state"]))
     _check_model(run, model, data)
     _check_fixed(training)
     values: dict[str, Any] = {name: sections["run"][name] for name in _TOP_LEVEL}
@@ -231,20 +229,6 @@ def _model_config(model_type: str, options: Mapping[str, Any]) -> PreTrainedConf
         raise ConfigError(one_line(error)) from None
 
 
-def _check_dataset(task: str, data: DataArguments) -> None:
-    """The data set teaches the task, and the options given are ones that it has."""
-    if task != DATASETS[data.dataset]:
-        taught, fitting = DATASETS[data.dataset], ", ".join(name for name in DATASETS if DATASETS[name] == task)
-        raise ConfigError(
-            f"dataset={data.dataset} teaches {taught} and not task={task}; use --task {taught}, or --dataset {fitting}"
-        )
-    made = data.dataset != "pydoc_topics"
-    for name in ("train_file",) if made else _MADE:
-        if getattr(data, name) is not None:
-            reason = "made in code and reads no file" if made else "text as it is"
-            raise ConfigError(f"{name} does not apply: dataset={data.dataset} is {reason}; leave {name} out")
-
-
 def _check_model(run: RunArguments, options: Mapping[str, Any], data: DataArguments) -> None:
     """Build the model without memory for its weights: what it refuses is refused now and not after the data."""
     model_type, block_size = str(run.model_type), data.block_size
@@ -257,11 +241,12 @@ def _check_model(run: RunArguments, options: Mapping[str, Any], data: DataArgume
     config = _model_config(model_type, {**options, **tokenizer})
     longest = getattr(config, "max_position_embeddings", None)
     option = (config.attribute_map or {}).get("max_position_embeddings", "max_position_embeddings")
-    text = data.dataset == "pydoc_topics"  # the length of made examples is known when they are made
+    text = data.dataset in ("pydoc_topics", "text")  # the length of made examples is known when they are made
     learned = getattr(config, "positions", "learned") == "learned"
-    if text and learned and longest is not None and block_size + 1 > longest:
+    window = block_size + (data.windows == "shuffled")  # windows of streams have their last target outside
+    if text and learned and longest is not None and window > longest:
         raise ConfigError(
-            f"block_size={block_size} makes windows of {block_size + 1} tokens; the model has {longest} positions; "
+            f"block_size={block_size} makes windows of {window} tokens; the model has {longest} positions; "
             f"lower block_size or raise {option}"
         )
     try:
@@ -269,16 +254,6 @@ def _check_model(run: RunArguments, options: Mapping[str, Any], data: DataArgume
             auto_class(run.task).from_config(config)
     except Exception as error:  # whatever the model class raises is about these options
         raise ConfigError(f"{model_type}: {one_line(error)}") from None
-
-
-def _check_files(data: DataArguments) -> None:
-    files = {name: getattr(data, name) for name in ("train_file", "validation_file", "test_file")}
-    missing = [name for name, file in files.items() if file is None]
-    if 0 < len(missing) < len(files):
-        raise ConfigError(f"{' and '.join(missing)} missing; name all of train_file, validation_file and test_file")
-    for name, file in files.items():
-        if file is not None and not os.path.isfile(file):  # False too where a folder is locked
-            raise ConfigError(f"{name} '{file}' does not exist; give the path of a text file")
 
 
 def _check_fixed(training: Mapping[str, Any]) -> None:

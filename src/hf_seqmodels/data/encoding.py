@@ -30,9 +30,9 @@ class TokenStream:
     Attributes:
         ids: (T,) int32, the rows one after the other.
         starts: (N,) int64, where each row begins; a row without tokens begins where the next one does.
-        counts: `rows`, `blank_rows` (nothing but white space; they are kept), `characters` (the ends of rows not
-            counted), `tokens`, `unknown_tokens`, and `exact`: whether the tokens say the text exactly, that is,
-            none is unknown and the first hundred rows decode to themselves.
+        counts: `rows`, `blank_rows` (nothing but white space; they are kept), `characters` (each end token counts as
+            one, the newline that it stands for), `tokens`, `unknown_tokens`, and `exact`: whether the tokens say the
+            text exactly, that is, none is unknown and the first hundred rows decode to themselves.
     """
 
     ids: np.ndarray
@@ -72,6 +72,7 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, row_end: str = 
     if row_end == "eos":
         stream = np.insert(stream, np.cumsum(sizes), tokenizer.eos_token_id)
         sizes += 1
+        characters += len(sizes)
     counts = {"rows": len(sizes), "blank_rows": blank, "characters": characters, "tokens": len(stream)}
     return TokenStream(stream, np.cumsum(sizes) - sizes, counts | {"unknown_tokens": unknown, "exact": exact})
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict, load_dataset
 
@@ -106,7 +107,6 @@ def load_splits(
     data_dir: str | None = None,
     wanted: Mapping[str, str] = SPLITS,
     columns: Sequence[str] | None = None,
-    keep_line_ends: bool = False,
 ) -> DatasetDict:
     """The splits of a data set, read as a whole.
 
@@ -114,25 +114,82 @@ def load_splits(
         path, data_dir: as for [`find_data`].
         wanted: our name of a split → the data set's own (a set without test may give `"test": "validation"`).
         columns: those that must be there, and the only ones kept; None keeps all.
-        keep_line_ends: rows of `.txt` files are lines; they keep their newline.
 
     Raises:
         FileNotFoundError: nothing there, or the file of a split is missing.
         ValueError: a split or column is missing, a split has no row, a file cannot be read or is not UTF-8, or the Hub
             does not give it.
     """
-    place = find_data(path, data_dir)
-    found = _from_files(place, wanted, keep_line_ends) if isinstance(place, Path) else None
-    if found is None:
-        found = _from_library(place, wanted)
-    splits = {}
+    found = _found(path, data_dir, wanted)
+    return DatasetDict({split: _checked(*found[name], columns) for split, name in wanted.items()})
+
+
+def load_texts(
+    path: str,
+    data_dir: str | None = None,
+    wanted: Mapping[str, str] = SPLITS,
+    column: str = "text",
+    keep_line_ends: bool = False,
+) -> DatasetDict:
+    """The splits of a data set with one column, `text`: every row a string, none left out.
+
+    Args:
+        path, data_dir, wanted: as for [`load_splits`].
+        column: the one that holds the text.
+        keep_line_ends: rows of `.txt` files are lines; they keep their newline.
+
+    Raises:
+        FileNotFoundError, ValueError: as for [`load_splits`], or a row is no text or not UTF-8.
+    """
+    found, splits = _found(path, data_dir, wanted, keep_line_ends), {}
     for split, name in wanted.items():
         dataset, file = found[name]
-        splits[split] = _checked(dataset, file, columns)
+        dataset = _checked(dataset, file, [column])
+        _check_texts(dataset, file, column)
+        splits[split] = dataset.rename_column(column, "text") if column != "text" else dataset
     return DatasetDict(splits)
 
 
+def _check_texts(dataset: Dataset, file: str, column: str) -> None:
+    kind = getattr(dataset.features[column], "dtype", str(dataset.features[column]))
+    if kind not in ("string", "large_string"):
+        raise ValueError(f"{file}: column '{column}' holds {kind} and must hold text; name another with --column")
+    first = 0
+    for batch in dataset.with_format("arrow").iter(batch_size=1000):
+        values = batch[column].combine_chunks()
+        if values.null_count:
+            row = first + values.is_null().to_pylist().index(True)
+            raise ValueError(f"{file}: row {row} of '{column}' has no text (null); give it some, or leave the row out")
+        try:
+            values.validate(full=True)
+        except pyarrow.ArrowInvalid:
+            row, byte = next(
+                (number, _bad_byte(value)) for number, value in enumerate(values) if _bad_byte(value) >= 0
+            )
+            raise ValueError(
+                f"{file}: row {first + row} of '{column}' is not UTF-8 (byte {byte} of the row); "
+                "write the file again with text that is"
+            ) from None
+        first += len(values)
+
+
+def _bad_byte(value: Any) -> int:
+    """The first byte of an Arrow string that is not UTF-8, or -1."""
+    try:
+        value.as_buffer().to_pybytes().decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return -1
+
+
 Found = dict[str, tuple[Dataset, str]]
+
+
+def _found(path: str, data_dir: str | None, wanted: Mapping[str, str], keep_line_ends: bool = False) -> Found:
+    """The data set's own splits: name → (its rows, where they stand)."""
+    place = find_data(path, data_dir)
+    found = _from_files(place, wanted, keep_line_ends) if isinstance(place, Path) else None
+    return _from_library(place, wanted) if found is None else found
 
 
 def _from_files(folder: Path, wanted: Mapping[str, str], keep_line_ends: bool) -> Found | None:
