@@ -129,7 +129,8 @@ class CarriedState:
         try:
             with safe_open(file, framework="pt") as stored:
                 tokens = json.loads(stored.metadata()["tokens"])
-            tensors = load_file(file)
+            # Copied to where torch puts tensors: kernels round differently on memory that is not aligned as they like.
+            tensors = {name: state.clone() for name, state in load_file(file).items()}
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{file} is damaged ({type(error).__name__}): resume from another checkpoint") from None
         self.reset()
