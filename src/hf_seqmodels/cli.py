@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": (".run", "train one model from a YAML recipe and the command line"),
     "demo": (".demo", "train the five architectures on the same text and compare them"),
+    "generate": (".generate", "a trained model writes text, or music as a MIDI file"),
     "import": (".convert.cli", "weights of torch.nn, Keras or transformers into a model of this package"),
     "export": (".exporting", "a finished run as a folder that works anywhere, with card and checksums"),
     "doctor": (".hub.doctor", "examine any checkpoint of transformers: one line and one number for each check"),
