@@ -44,6 +44,7 @@ _RARE = (
     "decay_after",
     "decay_patience",
     "auto_micro_batch",
+    "allow_ddp",
     "data_dir",
     "column",
     "row_end",

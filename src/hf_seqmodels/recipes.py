@@ -13,6 +13,7 @@ import yaml
 from .arguments import ConfigError
 
 SECTIONS = ("model", "data", "training")
+ACCELERATE = "accelerate"  # the folder beside the recipes that holds configurations of `accelerate launch`
 
 
 def config_folders() -> list[Path]:
@@ -22,11 +23,16 @@ def config_folders() -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
+def recipe_files(folder: Path) -> list[Path]:
+    """All recipes in a folder of recipes, sorted."""
+    return sorted(path for path in folder.rglob("*.yaml") if path.relative_to(folder).parts[0] != ACCELERATE)
+
+
 def list_configs() -> dict[str, Path]:
     """All recipes by name (`lm/lstm`); a name that stands in several folders means the first."""
     found: dict[str, Path] = {}
     for folder in config_folders():
-        for path in sorted(folder.rglob("*.yaml")):
+        for path in recipe_files(folder):
             found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
     return dict(sorted(found.items()))
 

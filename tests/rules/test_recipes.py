@@ -14,11 +14,12 @@ from hf_seqmodels.config import auto_class, parse
 from hf_seqmodels.data import make_synthetic
 from hf_seqmodels.loading import RunData
 from hf_seqmodels.models import ARCHITECTURES
+from hf_seqmodels.recipes import recipe_files
 from hf_seqmodels.run import decided_by_data
 from hf_seqmodels.tasks import task_of
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
-RECIPES = sorted(CONFIGS.rglob("*.yaml"))
+RECIPES = recipe_files(CONFIGS)
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
 
 # Widths only: the architecture and its options stay as the recipe has them.

@@ -64,7 +64,7 @@ def train(model_type: str, batch: int, accumulation: int, rows: int, folder: str
         data_collator=CausalLMCollator(pad_token_id=0),
         quiet=True,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     history = trainer.state.log_history
     return {
         "losses": [entry["loss"] for entry in history if "loss" in entry],

@@ -94,6 +94,7 @@ class SeqTrainer(Optimizing, Pushing):
         self.add_callback(Watch(self, quiet))
         self.batch_order = BatchOrder()
         self._starts_step, self.resumed_at_step = True, 0
+        self.notes: dict[str, Any] = {}  # what else the record says: a fallback, another micro-batch
         self._last_loss: tuple[int, torch.Tensor] | None = None
         self._targets, self.step_seconds = torch.zeros((), dtype=torch.int64, device=args.device), 0.0
         # Sums of long evaluations want 64 bits; Apple's GPUs have no such numbers.
@@ -367,4 +368,4 @@ class SeqTrainer(Optimizing, Pushing):
             "step_seconds": round(self.step_seconds, 3),
             "targets_per_second": round(int(self._targets) / self.step_seconds, 1) if self.step_seconds else None,
             **self.pace(),
-        } | ({"resumed_at_step": self.resumed_at_step} if self.resumed_at_step else {})
+        } | ({"resumed_at_step": self.resumed_at_step} if self.resumed_at_step else {}) | self.notes

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
+import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from ..arguments import ConfigError, SeqTrainingArguments
@@ -29,6 +32,13 @@ def check_processes(got: int, args: SeqTrainingArguments) -> None:
         )
 
 
+def wrapper_name(model: torch.nn.Module, wrapped: torch.nn.Module) -> str:
+    """The class around the model in training, or "none". FSDP2 changes the model's own class: FSDPLSTMForCausalLM."""
+    if isinstance(wrapped, FSDPModule):
+        return type(wrapped).__name__
+    return "none" if wrapped is model else type(wrapped).__name__
+
+
 class Watch(TrainerCallback):
     """Before the first step: is the model wrapped as asked, on the device asked for? Then the time of each step."""
 
@@ -40,7 +50,7 @@ class Watch(TrainerCallback):
         got, device, processes = self.trainer.wrapper(), args.device.type, self.trainer.accelerator.num_processes
         asked_fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         if asked_fsdp and "FSDP" not in got and "FullySharded" not in got:
-            raise ConfigError(f"FSDP was asked for and the model is wrapped in '{got}' on {device}; use DDP or GPUs")
+            self._no_fsdp(got, device, args.allow_ddp, told=state.is_world_process_zero and not self.quiet)
         if processes > 1 and got == "none":
             raise ConfigError(f"{processes} processes run and the model is not wrapped: each would train alone")
         asked_cpu = args.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
@@ -48,6 +58,15 @@ class Watch(TrainerCallback):
             raise ConfigError(f"the CPU was asked for and training would run on {device}; leave --use_cpu out")
         if state.is_world_process_zero and not self.quiet:
             print(f"training on {processes} process{'es' * (processes > 1)}, wrapper {got}, device {device}")
+
+    def _no_fsdp(self, got: str, device: str, allowed: bool, told: bool) -> None:
+        """Accelerate shards on GPUs alone, and takes DDP elsewhere without a word."""
+        found = f"FSDP was asked for and the model is wrapped in '{got}' on {device}"
+        if not allowed:
+            raise ConfigError(f"{found}; use GPUs, leave FSDP out, or say --allow_ddp true")
+        self.trainer.notes["fallback"] = f"{found} (allow_ddp)"
+        if told:
+            print(f"WARNING: {found}; --allow_ddp goes on: every process keeps the whole model", file=sys.stderr)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.start = time.perf_counter()
