@@ -44,10 +44,11 @@ def merge(
         return result | {"runs": []}
     first, benchmark = records[0], BENCHMARKS[recipe.split("/")[0]]
     runs = [_own(record, first, benchmark) for record in records]
+    shared = len(same_batches({str(record["seeds"]["seed"]): record for record in records})) == 1
     common = {key: value for key, value in first.items() if key not in (*_OWN, *_APART)}
     result |= common | {
         "batch_order": first["batch_order"],
-        "same_batches": len(same_batches({str(run["seed"]): run for run in runs})) == 1,
+        "same_batches": shared,
         "seeds": {"seed": [run["seed"] for run in runs], "data_seed": first["seeds"]["data_seed"]},
         "spread": spread([run["metrics"] for run in runs]),
         "runs": runs,
@@ -60,6 +61,7 @@ def merge(
 def _own(record: Record, first: Record, benchmark: Benchmark) -> dict[str, Any]:
     """What a seed's run has for itself."""
     run = {"seed": record["seeds"]["seed"]} | {key: record[key] for key in _OWN if key in record}
+    run["batch_order"] = {key: record["batch_order"][key] for key in ("digest", "steps")}
     run["metrics"] = {split: _with_measure(scores, benchmark.measure) for split, scores in record["metrics"].items()}
     if record is first:
         return run

@@ -160,7 +160,7 @@ def _section(task: str, benchmark: Benchmark, here: Mapping[str, Record], waitin
         if task != "lm" and any(result["runs"] for result in here.values()):
             lines.append(f"\n![Validation {words} against steps]({task}/curves.png)")
     if waiting:
-        lines.append(f"\nNot yet run: {', '.join(waiting)}.")
+        lines += ([""] if here else []) + [f"Not yet run: {', '.join(waiting)}."]
     return "\n".join(lines).rstrip() + "\n"
 
 
