@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .arguments import ConfigError
 from .config import RunConfig, one_line
 from .data import (
+    BUILT,
     KEYS,
     SYNTHETIC,
-    build_character_tokenizer,
+    build_tokenizer,
     chance_level,
     content_hash,
     load_piano_rolls,
     load_pydoc_topics,
     load_text_files,
+    load_texts,
     make_synthetic,
-    token_stream,
+    text_rows,
+    token_streams,
     window_dataset,
 )
 from .scores import Scores
@@ -32,13 +36,18 @@ class RunData:
     """What a model learns from; load it once and give it to several runs.
 
     Attributes:
-        windows: splits train, validation and test as rows that the task's collator reads.
+        windows: splits train, validation and test as rows that the task's collator reads; empty where they are to be
+            cut from `streams` (`windows=streams`).
         tokenizer: reads the text; None where the input is none.
         hash: sha256 of the contents.
-        texts: for language models, the splits with the columns topic and text.
+        texts: for language models, the splits with the column text (and topic, where texts have names).
         options: what the data decide about the model (the number of classes, …).
         chance: the score of a guess, by the name of the score; empty where none is known.
         skipped: split → how many examples were left out, each for a reason that the reader of the data gives.
+        streams: for language models, split → all its token ids, (T,) int32.
+        documents: split → where in its stream each row of the data begins, (N,) int64.
+        counts: for language models, split → rows, blank rows, characters, tokens, unknown tokens, and whether the
+            tokens say the text exactly.
     """
 
     windows: dict[str, Dataset]
@@ -48,6 +57,9 @@ class RunData:
     options: dict[str, Any] = field(default_factory=dict)
     chance: Scores = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    streams: dict[str, np.ndarray] | None = None
+    documents: dict[str, np.ndarray] | None = None
+    counts: dict[str, Any] = field(default_factory=dict)
 
 
 # ---- data -------------------------------------------------------------------------------------------------------
@@ -69,17 +81,61 @@ def load_data(config: RunConfig) -> RunData:
 
 
 def _load_texts(config: RunConfig) -> RunData:
-    """Texts, tokenizer (from the training texts only) and windows of `block_size` predictions."""
+    """Texts, tokenizer (from the training texts only), streams, and windows of `block_size` predictions."""
     wanted = config.data
+    texts = read_texts(config)
+    content = content_hash(texts)
+    tokenizer = load_tokenizer(wanted.tokenizer, texts["train"], wanted.vocabulary_size)
+    found = token_streams(texts, tokenizer, wanted.row_end, content)
+    streams = {split: stream.ids for split, stream in found.items()}
+    return RunData(
+        windows={} if wanted.windows == "streams" else make_windows(streams, wanted.block_size),
+        tokenizer=tokenizer,
+        hash=content,
+        texts=texts,
+        streams=streams,
+        documents={split: stream.starts for split, stream in found.items()},
+        counts={split: stream.counts for split, stream in found.items()},
+    )
+
+
+def read_texts(config: RunConfig) -> DatasetDict:
+    """The splits of a language model's data set, with the column text.
+
+    Raises:
+        ValueError, OSError: a file, split, column or row cannot be read.
+    """
+    wanted = config.data
+    if wanted.dataset == "text":
+        splits = {"train": "train", "validation": "validation", "test": wanted.test_split}
+        whole_lines = wanted.row_end == "nothing"
+        return load_texts(str(wanted.path), wanted.data_dir, splits, wanted.column, whole_lines)
     if wanted.train_file is None:
-        texts = load_pydoc_topics()
-    else:
-        texts = load_text_files(wanted.train_file, str(wanted.validation_file), str(wanted.test_file))
-    tokenizer = load_tokenizer(wanted.tokenizer, texts["train"]["text"])
-    windows = {
-        split: window_dataset(token_stream(dataset, tokenizer), wanted.block_size) for split, dataset in texts.items()
-    }
-    return RunData(windows, tokenizer, content_hash(texts), texts)
+        return load_pydoc_topics()
+    return load_text_files(wanted.train_file, str(wanted.validation_file), str(wanted.test_file))
+
+
+def make_windows(streams: Mapping[str, np.ndarray], block_size: int) -> dict[str, Dataset]:
+    """Windows of each split, shuffled later, all tokens but the first predicted once.
+
+    Raises:
+        ValueError: a split has fewer than two tokens.
+    """
+    for split, stream in streams.items():
+        if len(stream) < 2:
+            raise ValueError(f"{split} has {len(stream)} tokens and nothing to predict: it needs two; add text")
+    return {split: window_dataset(stream, block_size) for split, stream in streams.items()}
+
+
+def counts_in_words(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """What the splits hold, in a line."""
+    parts = []
+    for split, found in counts.items():
+        part = f"{split} {found['tokens']:,} tokens in {found['rows']:,} rows"
+        for name in ("blank_rows", "unknown_tokens"):
+            part += f", {found[name]:,} {name.replace('_', ' ')}" if found[name] else ""
+        parts.append(part)
+    return "; ".join(parts)
 
 
 def _load_rolls(config: RunConfig) -> RunData:
@@ -93,17 +149,23 @@ def _load_rolls(config: RunConfig) -> RunData:
     return RunData(dict(rolls), None, content_hash(rolls), skipped=skipped)
 
 
-def load_tokenizer(name: str, texts: Sequence[str]) -> PreTrainedTokenizerBase:
-    """The character tokenizer of `texts`, or the tokenizer in a folder or on the Hub; it can pad."""
-    if name == "characters":
-        return build_character_tokenizer(texts)
+def load_tokenizer(name: str, train: Dataset, vocabulary_size: int | None = None) -> PreTrainedTokenizerBase:
+    """One of `data.BUILT` from the training texts, or the tokenizer in a folder or on the Hub; it can pad.
+
+    Raises:
+        ConfigError: there is no such tokenizer, or it has neither a token to pad with nor one that ends a text.
+    """
+    if name in BUILT:
+        return build_tokenizer(name, (row for rows in text_rows(train) for row in rows), vocabulary_size)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # each kind of tokenizer has errors of its own
-        rule = "it must be 'characters', the folder of a saved tokenizer or a name on the Hub"
+        rule = f"it must be one of {', '.join(BUILT)}, the folder of a saved tokenizer or a name on the Hub"
         raise ConfigError(f"tokenizer '{name}' cannot be loaded: {rule} ({one_line(error)})") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigError(f"tokenizer '{name}' has neither pad_token nor eos_token; save it again with one of them")
     return tokenizer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -53,6 +54,27 @@ def copied_scores(prediction: EvalPrediction) -> Scores:
 def regression_scores(prediction: EvalPrediction) -> Scores:
     """Mean squared error of one number per row."""
     return load_metric("mse").compute(predictions=prediction.predictions, references=prediction.label_ids)
+
+
+def text_scores(found: Scores, counts: Mapping[str, Any]) -> Scores:
+    """What a text's bits per token are worth: perplexity, and bits per character where the tokens say it exactly.
+
+    Nothing where every token is a character: bits per token are bits per character there. The first token, which
+    nothing predicts, counts as the mean of the others.
+
+    Args:
+        found: `loss` (nats per token) and `tokens` of a split.
+        counts: the split's characters, tokens, and whether they are exact (`RunData.counts`).
+    """
+    if counts["tokens"] == counts["characters"]:
+        return {}
+    nats = found["loss"] * found["tokens"]
+    scores = load_metric("bits_per_token").compute(predictions=[nats], references=[int(found["tokens"])])
+    named = {"perplexity": scores["perplexity"]}
+    if counts["exact"]:
+        whole = {"predictions": [found["loss"] * counts["tokens"]], "references": [counts["characters"]]}
+        named |= load_metric("bits_per_character").compute(**whole)
+    return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
 def class_scores(prediction: EvalPrediction) -> Scores:

@@ -10,9 +10,10 @@ from hf_seqmodels.data.collate import (
     StreamCollator,
     TokenCollator,
 )
+from hf_seqmodels.data.encoding import text_rows
 from hf_seqmodels.data.fingerprint import content_hash
 from hf_seqmodels.data.music import KEYS, load_piano_rolls, to_pitches, to_roll
-from hf_seqmodels.data.sources import find_data, load_splits
+from hf_seqmodels.data.sources import find_data, load_splits, load_texts
 from hf_seqmodels.data.streams import StreamDataset
 from hf_seqmodels.data.synthetic import SYNTHETIC, chance_level, make_synthetic
 from hf_seqmodels.data.text import (
@@ -47,8 +48,10 @@ __all__ = [
     "load_pydoc_topics",
     "load_splits",
     "load_text_files",
+    "load_texts",
     "make_synthetic",
     "out_of_vocabulary_share",
+    "text_rows",
     "to_pitches",
     "to_roll",
     "token_stream",
