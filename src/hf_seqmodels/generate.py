@@ -116,6 +116,8 @@ def load(name: str) -> tuple[Any, Any]:
     if Path(name).is_dir():
         read_record(Path(name))  # says what an unfinished run lacks
         return load_strict(Path(name)), load_tokenizer(Path(name))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise ValueError(f"'{name}' is no folder here and no name of a repository: write user/name")
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(name)
@@ -227,16 +229,19 @@ def read_music(options: argparse.Namespace) -> Any:
 def read_piece(options: argparse.Namespace, split: str, row: int) -> Sequence[Sequence[int]]:
     """The pitches of a piece of the data set that the model learned from, or of `--data`."""
     from .data import load_piano_rolls
+    from .data.sources import SPLITS
     from .hub.saved import read_record
 
-    path, data_dir = options.data, options.data_dir
-    if path is None:
-        record = read_record(Path(options.model)) if Path(options.model).is_dir() else None
-        known = (record or {}).get("config", {}).get("data", {})
-        path, data_dir = known.get("path"), data_dir or known.get("data_dir")
+    record = read_record(Path(options.model)) if Path(options.model).is_dir() else None
+    known = (record or {}).get("config", {}).get("data", {})
+    path = options.data or known.get("path")
     if path is None:
         raise ValueError(f"--prompt {options.prompt} names a piece and no data set is known; give --data")
-    pieces = load_piano_rolls(path, data_dir, {split: split})[0][split]
+    splits = SPLITS | {"test": known.get("test_split") or "test"}
+    if split not in splits:
+        raise ValueError(f"--prompt {options.prompt}: the split must be one of {', '.join(splits)}")
+    data_dir = options.data_dir or (None if options.data else known.get("data_dir"))
+    pieces = load_piano_rolls(path, data_dir, {split: splits[split]})[0][split]
     if row >= len(pieces):
         raise ValueError(f"--prompt {options.prompt}: the split has {len(pieces)} pieces, 0 to {len(pieces) - 1}")
     return pieces[row]["pitches"]
