@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": (".run", "train one model from a YAML recipe and the command line"),
     "demo": (".demo", "train the five architectures on the same text and compare them"),
+    "evaluate": (".evaluating", "scores of any saved model on any data set, by the code that scores runs"),
     "generate": (".generate", "a trained model writes text, or music as a MIDI file"),
     "import": (".convert.cli", "weights of torch.nn, Keras or transformers into a model of this package"),
     "export": (".exporting", "a finished run as a folder that works anywhere, with card and checksums"),

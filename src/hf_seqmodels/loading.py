@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .arguments import ConfigError
+from .arguments import ConfigError, DataArguments
 from .config import RunConfig, one_line
 from .data import (
     BUILT,
@@ -83,9 +83,12 @@ def load_data(config: RunConfig) -> RunData:
 def _load_texts(config: RunConfig) -> RunData:
     """Texts, tokenizer (from the training texts only), streams, and windows of `block_size` predictions."""
     wanted = config.data
-    texts = read_texts(config)
-    content = content_hash(texts)
+    texts = read_texts(wanted)
     tokenizer = load_tokenizer(wanted.tokenizer, texts["train"], wanted.vocabulary_size)
+    return _tokenized(wanted, texts, content_hash(texts), tokenizer)
+
+
+def _tokenized(wanted: DataArguments, texts: DatasetDict, content: str, tokenizer: PreTrainedTokenizerBase) -> RunData:
     found = token_streams(texts, tokenizer, wanted.row_end, content)
     streams = {split: stream.ids for split, stream in found.items()}
     return RunData(
@@ -99,20 +102,51 @@ def _load_texts(config: RunConfig) -> RunData:
     )
 
 
-def read_texts(config: RunConfig) -> DatasetDict:
-    """The splits of a language model's data set, with the column text.
+def load_split(config: RunConfig, split: str, tokenizer: PreTrainedTokenizerBase | None) -> RunData:
+    """One split alone, under its own name, read by a tokenizer that is there already: to score a model on it.
+
+    Raises:
+        ConfigError: as [`load_data`], or there is no such split.
+    """
+    wanted = config.data
+    try:
+        if wanted.dataset == "piano_rolls":
+            rolls, skipped = load_piano_rolls(str(wanted.path), wanted.data_dir, {split: split})
+            return RunData(dict(rolls), None, content_hash(rolls), skipped=skipped)
+        if wanted.dataset in SYNTHETIC:
+            data = _load_synthetic(config)
+            alone = DatasetDict({split: _named(data.windows, split)})
+            return replace(data, windows=dict(alone), hash=content_hash(alone))
+        if tokenizer is None:
+            raise ConfigError("the model has no tokenizer to read text with; save one beside it")
+        texts = read_texts(wanted, split)
+        return _tokenized(wanted, texts, content_hash(texts), tokenizer)
+    except (ValueError, OSError) as error:
+        raise ConfigError(one_line(error)) from None
+
+
+def _named(splits: Mapping[str, Dataset], split: str) -> Dataset:
+    if split not in splits:
+        raise ConfigError(f"there is no split '{split}'; use one of {', '.join(splits)}")
+    return splits[split]
+
+
+def read_texts(wanted: DataArguments, only: str | None = None) -> DatasetDict:
+    """The splits of a language model's data set, or one of them under its own name, with the column text.
 
     Raises:
         ValueError, OSError: a file, split, column or row cannot be read.
     """
-    wanted = config.data
     if wanted.dataset == "text":
         splits = {"train": "train", "validation": "validation", "test": wanted.test_split}
+        splits = splits if only is None else {only: only}
         whole_lines = wanted.row_end == "nothing"
         return load_texts(str(wanted.path), wanted.data_dir, splits, wanted.column, whole_lines)
     if wanted.train_file is None:
-        return load_pydoc_topics()
-    return load_text_files(wanted.train_file, str(wanted.validation_file), str(wanted.test_file))
+        texts = load_pydoc_topics()
+    else:
+        texts = load_text_files(wanted.train_file, str(wanted.validation_file), str(wanted.test_file))
+    return texts if only is None else DatasetDict({only: _named(texts, only)})
 
 
 def make_windows(streams: Mapping[str, np.ndarray], block_size: int) -> dict[str, Dataset]:
