@@ -17,6 +17,7 @@ from hf_seqmodels.models import ARCHITECTURES
 from hf_seqmodels.recipes import recipe_files
 from hf_seqmodels.run import decided_by_data
 from hf_seqmodels.tasks import task_of
+from music_cases import make_pieces
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 RECIPES = recipe_files(CONFIGS)
@@ -37,6 +38,8 @@ def tiny_data(run: Any) -> RunData:
         length = min(run.data.block_size, 24)
         ids = torch.randint(3, 20, (min(run.training.per_device_train_batch_size, 4), length)).tolist()
         return RunData({"train": [{"input_ids": row, "labels": row} for row in ids]}, None, "", options=TOKENS)
+    if run.data.dataset == "piano_rolls":
+        return RunData({"train": make_pieces(4)}, None, "")  # type: ignore[dict-item]
     splits, tokenizer = make_synthetic(run.data.dataset, 10, length=run.data.length)
     labels = splits["train"].features.get("labels")
     classes = {"num_labels": 10} if "classification" in run.run.task and labels is not None else {}
