@@ -38,6 +38,10 @@ _FIXED = {
     "metric_for_best_model": (None, "the checkpoint with the lowest loss is kept"),
     "greater_is_better": (None, "the checkpoint with the lowest loss is kept"),
     "label_names": (None, "the targets stand in `labels`"),
+    "auto_find_batch_size": (
+        False,
+        "it changes the effective batch and goes on from changed weights, --auto_micro_batch true does neither",
+    ),
 }
 
 

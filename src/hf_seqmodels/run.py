@@ -10,9 +10,10 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,19 @@ from transformers.utils.logging import disable_progress_bar
 
 from .arguments import ConfigError
 from .config import RESULTS, RunConfig, auto_class, one_line, parse
-from .data import SYNTHETIC, out_of_vocabulary_share
-from .loading import RunData, load_data
+from .data import SYNTHETIC, StreamDataset
+from .loading import RunData, counts_in_words, load_data
+from .publishing import publish
+from .scores import text_scores
 from .tasks import task_of
 from .training import PushFailed, SeqTrainer, TrainingDiverged
+from .training.micro_batch import train_fitting
 from .training.provenance import Emissions, git_state
+from .training.resume import newest_checkpoint
 
 # What of an evaluation is a score; the rest is about speed.
 _NOT_SCORES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-_SHOWN = ("accuracy", "exact_match", "f1", "mse")
-LAST_PUSH = "End of training"
+_SHOWN = ("nll", "accuracy", "exact_match", "f1", "mse")
 EXAMPLE = 128  # tokens of a record's example, at most
 
 
@@ -58,13 +62,14 @@ def run(config: RunConfig, data: RunData | None = None, quiet: bool = False) -> 
         PushFailed: the Hub did not take a push; the run is finished and saved all the same.
     """
     emissions, git = Emissions(config.run.emissions_country), git_state()
-    data = data or load_data(config)
-    model = build_model(config, data)
-    trainer = build_trainer(config, model, data, quiet)
+    data = cut_streams(config, data or load_data(config))
+    if any(data.skipped.values()) and not quiet:
+        print("examples left out: " + ", ".join(f"{split} {count:,}" for split, count in data.skipped.items()))
+    if data.counts and not quiet and os.environ.get("RANK", "0") == "0":
+        print(f"data: {counts_in_words(data.counts)}")
     start = time.perf_counter()
-    prepare_output_dir(config, trainer)
     with emissions:
-        push_failed = train(config, trainer)
+        trainer, push_failed = train(config, data, quiet)
         metrics = score(config, trainer, data)
     record = make_record(config, trainer, data, metrics, seconds=time.perf_counter() - start)
     record |= {"git": git} | ({"emissions": emissions.record} if emissions.record else {})
@@ -74,6 +79,29 @@ def run(config: RunConfig, data: RunData | None = None, quiet: bool = False) -> 
     if push_failed is not None:
         raise push_failed
     return record
+
+
+def cut_streams(config: RunConfig, data: RunData) -> RunData:
+    """The data with windows of streams, one row for each sequence that a step reads (`windows=streams`).
+
+    Raises:
+        ConfigError: a split is too short for so many rows.
+    """
+    if config.data.windows != "streams" or data.windows:
+        return data
+    args, seed, windows = config.training, config.training.data_seed or 0, {}
+    for split, stream in (data.streams or {}).items():
+        train = split == "train"
+        one = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        rows = (one if train else args.per_device_eval_batch_size) * args.world_size
+        documents = (data.documents or {}).get(split) if config.data.reset_at_documents else None
+        lengths = {"block_size": config.data.block_size, "random_lengths": config.data.random_lengths and train}
+        try:
+            eos = None if data.tokenizer is None else data.tokenizer.eos_token_id
+            windows[split] = StreamDataset(stream, rows, **lengths, seed=seed, documents=documents, start_id=eos)
+        except ValueError as error:
+            raise ConfigError(f"{split}: {one_line(error)}") from None
+    return replace(data, windows=windows)
 
 
 def build_model(config: RunConfig, data: RunData) -> PreTrainedModel:
@@ -107,9 +135,9 @@ def decided_by_data(data: RunData) -> dict[str, Any]:
 def check_positions(model_config: PreTrainedConfig, data: RunData) -> None:
     """Raise ConfigError if a row is longer than a model with learned positions can read."""
     longest = getattr(model_config, "max_position_embeddings", None)
-    columns = [name for name in ("input_ids", "labels") if name in data.windows["train"].column_names]
     if longest is None or data.texts is not None or getattr(model_config, "positions", "learned") != "learned":
         return
+    columns = [name for name in ("input_ids", "labels") if name in data.windows["train"].column_names]
     rows = (row[name] for split in data.windows.values() for row in split for name in columns)
     lengths = (len(row) for row in rows if isinstance(row, list | np.ndarray))
     train, features = data.windows["train"], data.options.get("num_features")
@@ -132,10 +160,14 @@ def is_causal(model: PreTrainedModel) -> bool:
 def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quiet: bool) -> SeqTrainer:
     """The trainer over the data's windows, with the batches and scores of the task; it logs to `log.jsonl`.
 
+    Data without the splits train and validation are for `score_split` alone.
+
     Raises:
         ConfigError: an option needs what is not there (a logger's package, several processes, the Hub, …).
     """
     task = task_of(config)
+    if config.data.windows == "streams":
+        config.training.remove_unused_columns = False  # `starts` is for the trainer, not for the model
     if task.labels != "labels":
         config.training.label_names = [task.labels]
         config.training.remove_unused_columns = False  # the collator makes the model's inputs from other columns
@@ -143,8 +175,8 @@ def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quie
         return SeqTrainer(
             model=model,
             args=config.training,
-            train_dataset=data.windows["train"],
-            eval_dataset=data.windows["validation"],
+            train_dataset=data.windows.get("train"),
+            eval_dataset=data.windows.get("validation"),
             data_collator=task.collator(data.tokenizer, model),
             # Text has a loss for every token and no right answer: bits per token say all.
             compute_metrics=None if data.texts is not None else task.scores,
@@ -157,13 +189,24 @@ def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quie
         raise ConfigError(one_line(error)) from None
 
 
-def train(config: RunConfig, trainer: SeqTrainer) -> PushFailed | None:
-    """Train; the failure of a push on the way is returned, since there is a run to finish first."""
-    try:
-        trainer.train(resume_from_checkpoint=config.training.resume_from_checkpoint or config.run.resume or None)
-    except PushFailed as error:
-        return error
-    return None
+def train(config: RunConfig, data: RunData, quiet: bool) -> tuple[SeqTrainer, PushFailed | None]:
+    """Model, trainer and folder, then training; the failure of a push on the way is returned, since there is a run to
+    finish first."""
+    args, failed = config.training, []
+    newest = newest_checkpoint(str(args.output_dir)) if config.run.resume else None
+    checkpoint = args.resume_from_checkpoint or newest
+
+    def build() -> SeqTrainer:
+        return build_trainer(config, build_model(config, data), data, quiet)
+
+    def once(trainer: SeqTrainer) -> None:
+        try:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or config.run.resume or None)
+        except PushFailed as error:
+            failed.append(error)
+
+    prepare = partial(prepare_output_dir, config)
+    return train_fitting(args, build, once, prepare, checkpoint, quiet), failed[0] if failed else None
 
 
 def prepare_output_dir(config: RunConfig, trainer: SeqTrainer) -> None:
@@ -181,20 +224,25 @@ def prepare_output_dir(config: RunConfig, trainer: SeqTrainer) -> None:
 
 
 def score(config: RunConfig, trainer: SeqTrainer, data: RunData) -> dict[str, dict[str, float]]:
-    """Loss and the task's scores on validation and test, of the model as it is now.
-
-    Language models: loss (nats per token), bits per token and token count.
-    """
+    """Loss and the task's scores on validation and test, of the model as it is now."""
     trainer.remove_callback(EarlyStoppingCallback)  # training is over, these evaluations decide nothing
+    return {split: score_split(config, trainer, data, split) for split in ("validation", "test")}
+
+
+def score_split(config: RunConfig, trainer: SeqTrainer, data: RunData, split: str) -> dict[str, float]:
+    """Loss and the task's scores on a split, of the trainer's model.
+
+    Language models: loss (nats per token), bits per token, token count, and what `text_scores` adds.
+    """
     generated = task_of(config).generated
-    metrics = {}
-    for split in ("validation", "test"):
-        found = trainer.evaluate(data.windows[split], metric_key_prefix=split)
-        named = {name.removeprefix(f"{split}_"): value for name, value in found.items() if name.startswith(split)}
-        metrics[split] = {name: value for name, value in named.items() if name not in _NOT_SCORES}
-        if generated is not None:
-            metrics[split] |= generated(trainer, data.windows[split])
-    return metrics
+    found = trainer.evaluate(data.windows[split], metric_key_prefix=split)
+    named = {name.removeprefix(f"{split}_"): value for name, value in found.items() if name.startswith(split)}
+    scores = {name: value for name, value in named.items() if name not in _NOT_SCORES}
+    if split in data.counts:
+        scores |= text_scores(scores, data.counts[split])
+    if generated is not None:
+        scores |= generated(trainer, data.windows[split])
+    return scores
 
 
 def make_record(
@@ -221,16 +269,13 @@ def make_record(
         "seeds": {"seed": config.training.seed, "data_seed": config.training.data_seed},
         "config": config.values,
         "model_config": json.loads(trainer.model.config.to_json_string()),
-        "versions": {
-            name: version(name) for name in ("hf_seqmodels", "torch", "transformers", "accelerate", "datasets")
-        }
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "hardware": hardware(),
     }
 
 
 def describe_data(config: RunConfig, data: RunData) -> dict[str, Any]:
-    """Hash, sizes, the longest row of each split, what the tokenizer does not know, and an example of the input.
+    """Hash, sizes, counts, the longest row of each split, what the tokenizer does not know, an example of the input.
 
     The example is of public and of made data alone: a user's text stays where it is.
     """
@@ -239,12 +284,13 @@ def describe_data(config: RunConfig, data: RunData) -> dict[str, Any]:
         "sha256": data.hash,
         "windows": {split: len(rows) for split, rows in data.windows.items()},
         "longest": {split: longest_row(rows, features) for split, rows in data.windows.items()},
-    }
+    } | ({"skipped": data.skipped} if data.skipped else {})
     if data.tokenizer is None:
         return found
-    if data.texts is not None:
-        found["out_of_vocabulary"] = out_of_vocabulary_share(data.texts["test"], data.tokenizer)
-    if config.data.dataset in SYNTHETIC or config.data.train_file is None:
+    if data.counts:
+        found |= {"counts": data.counts}
+        found["out_of_vocabulary"] = data.counts["test"]["unknown_tokens"] / data.counts["test"]["tokens"]
+    if config.data.dataset in SYNTHETIC or (config.data.dataset == "pydoc_topics" and config.data.train_file is None):
         ids = list(map(int, data.windows["test"][0]["input_ids"]))
         ids = ids[: len(ids) // 2] if config.run.task == "causal-lm" else ids  # the rest is for the model to say
         found["example"] = data.tokenizer.decode(ids[:EXAMPLE])
@@ -253,11 +299,21 @@ def describe_data(config: RunConfig, data: RunData) -> dict[str, Any]:
 
 def longest_row(rows: Dataset, num_features: int | None = None) -> int:
     """Tokens, frames, or steps (of `num_features` numbers each) of the longest row."""
+    if isinstance(rows, StreamDataset):
+        return rows.block_size
     if "shape" in rows.column_names:
         return max(int(shape[0]) for shape in rows["shape"])
     if "input_features" in rows.column_names:  # flat, and all rows are equally long
         return len(rows[0]["input_features"]) // (num_features or 1)
+    if "pitches" in rows.column_names:
+        return max(len(steps) for steps in rows["pitches"])
     return max(len(ids) for ids in rows["input_ids"])
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    packages = ("hf_seqmodels", "torch", "transformers", "accelerate", "datasets")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
 
 def hardware() -> dict[str, Any]:
@@ -281,55 +337,14 @@ def save(trainer: SeqTrainer, record: dict[str, Any]) -> None:
         unfinished.replace(file)
 
 
-def publish(trainer: SeqTrainer) -> None:
-    """Push the finished run as `hf-seqmodels export` makes it, the way `hf-seqmodels push` does it.
-
-    That is: with card and checksums, loaded by a stranger first, one commit on top of the one that was the last, with
-    patience, and every file compared with what arrived.
-
-    Raises:
-        PushFailed: it did not hold up, and nothing was sent; or the Hub did not take it, or has something else.
-    """
-    if not trainer.is_world_process_zero():
-        return
-    from .hub.export import export
-    from .hub.publish import forget, push
-    from .hub.publish_errors import PushFailed as HubFailed
-    from .hub.verify import VerificationError
-
-    args, run, name = trainer.args, Path(str(trainer.args.output_dir)), str(trainer.hub_model_id)
-    branch = args.hub_revision or "main"
-    with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        folder = Path(scratch, name.rpartition("/")[2])
-        try:
-            export(run, folder)
-        except (ValueError, OSError, VerificationError) as error:
-            raise PushFailed(f"nothing was pushed: '{run}' cannot be exported: {one_line(error)}") from None
-        if branch.startswith("refs/"):  # of a pull request, which `push` does not write to
-            trainer.push_folder(folder, LAST_PUSH)
-            return
-        trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
-        try:
-            push(
-                folder,
-                name,
-                public=args.hub_private_repo is not True,
-                branch=branch,
-                message=LAST_PUSH,
-                token=args.hub_token,
-                say=lambda line: print(f"push: {line}", file=sys.stderr),
-            )
-        except (HubFailed, ValueError, OSError) as error:
-            forget(name)  # the folder to go on with is gone; `export` and `push` make a new one
-            raise PushFailed(trainer.what_failed(LAST_PUSH, error)) from None
-
-
 def in_words(found: Mapping[str, float]) -> str:
     """The scores of one split in a line."""
     scores = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items() if name in _SHOWN]
     if "bits_per_token" in found:
         perplexity = math.exp(min(found["loss"], 700.0))
         scores.insert(0, f"{found['bits_per_token']:.4f} bits per token, perplexity {perplexity:.3f}")
+    if "bits_per_character" in found:
+        scores.insert(1, f"{found['bits_per_character']:.4f} bits per character")
     return ", ".join(scores)
 
 

@@ -16,6 +16,12 @@ from ..models.shared_base import refuse_unsafe_weights
 OBJECTS = ("custom_checkpoint_*.pkl", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
+def newest_checkpoint(folder: str | Path) -> str | None:
+    """The last complete one: a run killed while it saved leaves one without `trainer_state.json`, written last."""
+    complete = [file.parent for file in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda found: int(found.name.rpartition("-")[2]))) if complete else None
+
+
 def check_checkpoint(folder: Path) -> None:
     """Look at every file that resuming would open, without opening what could run code.
 

@@ -21,10 +21,11 @@ from ..arguments import ConfigError, SeqTrainingArguments
 from ..data import StreamDataset
 from ..metrics import load_metric
 from .batches import BatchOrder, BatchSampler, FilledDataset, has_rolls
+from .micro_batch import Fitting
 from .optimizing import Optimizing
 from .progress import LogFile, Progress
 from .pushing import Pushing
-from .resume import check_checkpoint
+from .resume import check_checkpoint, newest_checkpoint
 from .stateful import CarriedState, StreamSampler, check_rows
 from .watch import Watch, check_processes, wrapper_name
 
@@ -33,7 +34,7 @@ class TrainingDiverged(RuntimeError):
     """The loss or a weight is NaN or infinite: one line that names the step."""
 
 
-class SeqTrainer(Optimizing, Pushing):
+class SeqTrainer(Optimizing, Fitting, Pushing):
     """Trains any model of transformers whose loss takes `num_items_in_batch`; others train as in the stock Trainer.
 
     - The training loss is the mean over all targets of the global batch, for any accumulation and process count.
@@ -161,7 +162,7 @@ class SeqTrainer(Optimizing, Pushing):
             PushFailed: training is done, and a push on the way failed.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = self._newest_checkpoint()
+            resume_from_checkpoint = newest_checkpoint(self._folder)
             if resume_from_checkpoint is None:
                 raise ConfigError(f"there is no checkpoint in '{self._folder}' to resume from")
         if resume_from_checkpoint:
@@ -229,13 +230,8 @@ class SeqTrainer(Optimizing, Pushing):
                 )
 
     def _last_saved(self) -> int:
-        newest = self._newest_checkpoint()
+        newest = newest_checkpoint(self._folder)
         return int(newest.rpartition("-")[2]) if newest else 0
-
-    def _newest_checkpoint(self) -> str | None:
-        """The last complete one: a run killed while it saved leaves one without `trainer_state.json`, written last."""
-        complete = [file.parent for file in Path(self._folder).glob("checkpoint-*/trainer_state.json")]
-        return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As in the stock Trainer, after a check that the last loss was finite."""
