@@ -6,12 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from hf_seqmodels.evaluation.benchmarks import BENCHMARKS, MEASURES
+from hf_seqmodels.evaluation.recorded import read_results
 from hf_seqmodels.hub.card import check_card
 from hf_seqmodels.hub.cards import main
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "model_cards"
 RECORDS = {path.stem: path for path in sorted((ROOT / "results" / "lm").glob("*.json"))}
+RESULTS = {
+    recipe.replace("/", "-"): result
+    for recipe, result in read_results(ROOT / "results").items()
+    if not recipe.startswith("lm/") and result["runs"]
+}
+CARDED = [*RECORDS, *RESULTS]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,7 @@ def contents(folder):
 
 def test_every_record_has_a_valid_card_and_a_second_run_changes_nothing(written):
     first = contents(written)
-    assert set(first) == {f"{name}.md" for name in RECORDS} | {f"{name}/loss_curve.png" for name in RECORDS}
+    assert set(first) == {f"{name}.md" for name in CARDED} | {f"{name}/loss_curve.png" for name in CARDED}
     assert main([str(ROOT / "results"), str(written)]) == 0
     assert contents(written) == first
     assert max(len(data) for name, data in first.items() if name.endswith(".png")) <= 25_000
@@ -35,7 +43,7 @@ def test_every_record_has_a_valid_card_and_a_second_run_changes_nothing(written)
 
 def test_the_committed_cards_are_those_of_the_results(written):
     committed = {path.stem: path.read_text(encoding="utf-8") for path in CARDS.glob("*.md")}
-    assert committed.keys() == RECORDS.keys()
+    assert committed.keys() == set(CARDED)
     measured_with = json.loads(RECORDS["lstm"].read_text(encoding="utf-8"))["versions"]
     if any(measured_with[name].split("+")[0] != version(name).split("+")[0] for name in ("torch", "transformers")):
         pytest.skip("defaults and names of modules are those of other versions of torch or transformers")
@@ -54,6 +62,20 @@ def test_a_committed_card_shows_what_was_measured(name):
     pictures = CARDS / name / "loss_curve.png"
     assert f"({name}/loss_curve.png)" in text and pictures.is_file()
     assert text.count(" (this one) |") == 1 and f"hf-seqmodels train --config lm/{name} " in text
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_card_of_a_benchmark_shows_its_mean_and_what_was_published(name):
+    result, text = RESULTS[name], (CARDS / f"{name}.md").read_text(encoding="utf-8")
+    task, architecture = result["recipe"].split("/")
+    benchmark = BENCHMARKS[task]
+    reference = benchmark.reference(architecture)
+    values = result["spread"][benchmark.split][benchmark.measure]
+    digits = MEASURES[benchmark.measure][1]
+    assert check_card(text) == [] and f"{values['mean']:.{digits}f}" in text and f"{result['parameters']:,}" in text
+    assert (f"({values['min']:.{digits}f}–{values['max']:.{digits}f})" in text) == (len(result["runs"]) > 1)
+    assert reference is None or f"Published for such a model: {reference.value:g}" in text
+    assert f"make results TASK={result['recipe']}" in text and result["data"]["sha256"] in text
 
 
 def test_results_that_are_none_are_refused(tmp_path, capsys):

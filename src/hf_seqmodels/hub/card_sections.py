@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -12,14 +11,19 @@ from typing import Any
 import yaml
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..arguments import SeqTrainingArguments
+from ..arguments import DataArguments, SeqTrainingArguments
 from ..data import SYNTHETIC
 from ..models import ARCHITECTURES
+from .card_data import dataset_of
+from .card_seeds import headline, in_brackets, over_seeds, published, seeds_tried, told_of_seeds
 from .card_text import code, escape, fence, one_line, plain, table
 from .card_usage import places
 
 # Score → (in words, digits, unit); in the order of the results' columns.
 MEASURES = {
+    "nll": ("negative log-likelihood per step (nats)", 3),
+    "perplexity": ("perplexity per token", 2),
+    "bits_per_character": ("bits per character", 3),
     "bits_per_token": ("bits per token", 3),
     "accuracy": ("accuracy", 4),
     "exact_match": ("exact match", 4),
@@ -27,7 +31,6 @@ MEASURES = {
     "mse": ("mean squared error", 5),
     "loss": ("loss (nats)", 4),
 }
-_PYDOC = "the help topics of Python's pydoc"
 _PATH = re.compile(r"^(?:[/~\\]|[A-Za-z]:[/\\])")
 _HERE = ("output_dir", "logging_dir", "run_name", "local_rank", "resume_from_checkpoint", "hub_token")
 Record = Mapping[str, Any]
@@ -38,6 +41,9 @@ SHAPE: dict[str, Any] = {
     **dict.fromkeys(("best_step", "resumed_at_step"), _NUMBER),
     **dict.fromkeys(("model_type", "task", "name"), str),
     **dict.fromkeys(("config", "data", "metrics", "seeds", "hardware", "versions", "curve", "batch_order"), Mapping),
+    **dict.fromkeys(("spread", "failed"), Mapping),
+    **dict.fromkeys(("recipe", "command", "seed_rule"), str),
+    "runs": list,
     **dict.fromkeys(("measured", "chance", "git", "emissions", "model_config"), Mapping),
     "config.data": Mapping,
     "config.model": Mapping,
@@ -50,17 +56,6 @@ SHAPE: dict[str, Any] = {
     "batch_order.digest": str,
     "git.commit": str,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSet:
-    """What a model learned from: identifier, name in words, language, licence, and where it comes from."""
-
-    identifier: str
-    name: str
-    language: str | None
-    license: str
-    source: str
 
 
 def read(record: Record, name: str = "record") -> dict[str, Any]:
@@ -84,24 +79,6 @@ def read(record: Record, name: str = "record") -> dict[str, Any]:
     return found
 
 
-def dataset_of(record: Record) -> DataSet:
-    """The data of a record. Text files of a user are named by their last part, and their licence is not known."""
-    data = record.get("config", {}).get("data", {})
-    if data.get("train_file"):
-        file = PurePath(one_line(data["train_file"])).name
-        unknown = "unknown: these are files of whoever trained the model, who must name it"
-        return DataSet(file, file, None, unknown, "text files given by whoever trained the model")
-    name = one_line(data.get("dataset", "unknown"))
-    if name == "pydoc_topics":
-        source = "the standard library of the Python that trained it (`pydoc_data.topics`), split by topic"
-        return DataSet(name, _PYDOC, "en", "PSF-2.0, the licence of Python's documentation", source)
-    if name in SYNTHETIC:
-        what = inspect.getdoc(SYNTHETIC[name].example) or ""
-        made = "Apache-2.0, as the package hf\\_seqmodels, which makes it from a seed without outside sources"
-        return DataSet(name, name.replace("_", " "), None, made, " ".join(what.split("\n\n")[0].split()))
-    return DataSet(name, name, None, "unknown", "not recorded")
-
-
 def run_name(record: Record) -> str:
     """What a run is called in a table: its `name`, or the last part of the folder it was written to."""
     folder = record.get("config", {}).get("training", {}).get("output_dir") or ""
@@ -112,9 +89,16 @@ def run_name(record: Record) -> str:
 
 
 def scores(record: Record) -> list[str]:
-    """The measures that a record has, the loss only where there is nothing better."""
+    """The measures that a record has, the loss only where there is nothing better, or where it is what counts.
+
+    The measure of a benchmark stands first.
+    """
     found = [name for name in MEASURES if any(name in split for split in record.get("metrics", {}).values())]
-    return [name for name in found if name != "loss"] or found
+    counts = headline(record)
+    rest = [name for name in found if name not in ("loss", counts)]
+    if counts == "bits_per_character" and "bits_per_token" in rest:  # the same number where tokens are characters
+        rest.remove("bits_per_token")
+    return ([counts] if counts in found else []) + rest or found
 
 
 def results(name: str, record: Record, others: Sequence[Record]) -> str:
@@ -130,7 +114,12 @@ def results(name: str, record: Record, others: Sequence[Record]) -> str:
         cells += [f"{found[key]:,}" if key in found else "–" for key in ("parameters", "steps")]
         for split in splits:
             values = found.get("metrics", {}).get(split, {})
-            cells += [f"{values[m]:.{MEASURES[m][1]}f}" if m in values else "–" for m in measures]
+            told = {
+                m: f"{values[m]:.{MEASURES[m][1]}f}{in_brackets(found, split, m, MEASURES[m][1])}"
+                for m in values
+                if m in measures
+            }
+            cells += [told.get(m, "–") for m in measures]
         return cells
 
     beside = sorted(comparable(record, others), key=lambda other: _rank(other, measures[0]))
@@ -142,7 +131,7 @@ def results(name: str, record: Record, others: Sequence[Record]) -> str:
             empty = ["–"] * 3
             told = [f"{value:.{digits}f}" if m == measure and s == "test" else "–" for s in splits for m in measures]
             rows.append([f"a guess ({label})", *empty, *told])
-    parts = [table(head, rows, words=2), _explain(record, beside, measures)]
+    parts = [table(head, rows, words=2), published(record), _explain(record, beside, measures)]
     measured = record.get("measured") or {}
     if measured:
         parts.append(table(["measured", "value"], [(escape(key), f"{value:,.0f}") for key, value in measured.items()]))
@@ -163,15 +152,18 @@ def comparable(record: Record, others: Sequence[Record]) -> list[Record]:
 
 def _rank(record: Record, measure: str) -> tuple[float, str]:
     value = record.get("metrics", {}).get("test", {}).get(measure, float("inf"))
-    return (value if measure in ("bits_per_token", "mse", "loss") else -value), run_name(record)
+    return (-value if measure in ("accuracy", "exact_match", "f1") else value), run_name(record)
 
 
 def _explain(record: Record, beside: Sequence[Record], measures: Sequence[str]) -> str:
-    lines = []
-    block = record.get("config", {}).get("data", {}).get("block_size")
+    lines = over_seeds(record)
+    values = record.get("config", {}).get("data", {})
+    block, streams = values.get("block_size"), values.get("windows") == "streams"
     if "bits_per_token" in measures:
-        windows = record.get("task") == "causal-lm" and not _is_made(record) and block
+        windows = record.get("task") == "causal-lm" and not _is_made(record) and block and not streams
         how = f"; each window of {block} tokens is read without the text before it" if windows else ""
+        if streams and record.get("config", {}).get("training", {}).get("carry_state"):
+            how = "; the text is read as one, with the state carried from window to window"
         lines.append(f"Bits per token are the mean of −log2 p over all targets of a split{how}.")
     digest = (record.get("batch_order") or {}).get("digest")
     if beside and digest:
@@ -180,6 +172,11 @@ def _explain(record: Record, beside: Sequence[Record], measures: Sequence[str]) 
         text = f"{count} were trained on the same batches in the same order (digest {code(digest[:16])})."
         lines.append(text.replace("All were", "All others were"))
     return " ".join(lines)
+
+
+def _unit(record: Record) -> str:
+    """What rows of the data are."""
+    return {"made": "examples", "music": "pieces"}.get(dataset_of(record).kind, "windows")
 
 
 def _is_made(record: Record) -> bool:
@@ -198,7 +195,10 @@ def data(record: Record) -> str:
         lines.append(f"- sha256 of the contents: {code(known['sha256'])}")
     if known.get("windows"):
         sizes = ", ".join(f"{escape(split)} {count:,}" for split, count in known["windows"].items())
-        lines.append(f"- {'windows' if not _is_made(record) else 'examples'}: {sizes}")
+        lines.append(f"- {_unit(record)}: {sizes}")
+    left = {split: count for split, count in (known.get("skipped") or {}).items() if count}
+    if left:
+        lines.append("- left out: " + ", ".join(f"{count:,} of {escape(split)}" for split, count in left.items()))
     return "\n".join(lines)
 
 
@@ -220,7 +220,7 @@ def without_paths(value: Any) -> Any:
 
 
 def changed_options(record: Record) -> str:
-    """The data, and the options that differ from our defaults, as YAML; those that were left out are as by default."""
+    """The data, and the options that differ from our defaults, as YAML; those left out are as by default."""
     values = options_of(record)
     config = CONFIG_MAPPING[record["model_type"]] if record.get("model_type") in CONFIG_MAPPING else None
 
@@ -231,7 +231,9 @@ def changed_options(record: Record) -> str:
         said = {key: "no" if value is False and defaults.get(key) == "no" else value for key, value in given.items()}
         return {key: value for key, value in said.items() if value != defaults.get(key)}
 
-    told = {"model": changed("model", config), "data": values.get("data", {})}
+    always = ("dataset", "tokenizer", "block_size") if dataset_of(record).kind == "text" else ("dataset",)
+    data = {key: value for key, value in values.get("data", {}).items() if key in always}
+    told = {"model": changed("model", config), "data": data | changed("data", DataArguments)}
     told["training"] = changed("training", SeqTrainingArguments)
     return _yaml({key: value for key, value in told.items() if value})
 
@@ -254,12 +256,12 @@ def provenance(record: Record, weights_sha256: str | None) -> str:
     """Seeds, steps, time, machine, versions, commit, hashes, CO₂: a line each, for what is recorded."""
     hardware, versions, git = (record.get(key) or {} for key in ("hardware", "versions", "git"))
     lines = []
-    if record.get("seeds"):
-        lines.append("seeds: " + ", ".join(f"{escape(name)} {value}" for name, value in record["seeds"].items()))
-    if "steps" in record:
+    lines += told_of_seeds(record)  # of several, one run's steps and seconds would not say much
+    several = len(record.get("runs", ())) > 1
+    if "steps" in record and not several:
         best = f", the weights are those of step {record['best_step']:,}" if record.get("best_step") else ""
         lines.append(f"optimizer steps: {record['steps']:,}{best}")
-    if "seconds" in record:
+    if "seconds" in record and not several:
         processes = record.get("world_size", 1)
         where = f"{processes} process{'es' if processes > 1 else ''}{since(record)}"
         lines.append(f"wall time: {record['seconds']:,.0f} s on {where}")
@@ -313,12 +315,15 @@ def limits(record: Record | None, config: Any) -> str:
         share = known["out_of_vocabulary"]
         lines.append(f"Out of vocabulary: {share:.2%} of the test text's tokens are unknown to the tokenizer.")
     seed = record.get("seeds", {}).get("seed")
-    if seed is not None:
+    if isinstance(seed, list):
+        lines.append(seeds_tried(seed))
+    elif seed is not None:
         lines.append(f"One seed ({seed}) was trained: how far other seeds would differ was not measured.")
     windows = known.get("windows", {})
     if windows.get("test"):
-        unit = "examples" if _is_made(record) else "windows"
-        lines.append(f"Its scores come from {windows['test']:,} test {unit} of the same source, and from no other.")
+        lines.append(
+            f"Its scores come from {windows['test']:,} test {_unit(record)} of the same source, and from no other."
+        )
     return "\n".join(f"- {line}" for line in lines if line)
 
 
@@ -331,7 +336,8 @@ def _knows(record: Record) -> str:
         return f"It saw {count} of a task made in code; the scores say nothing about real data."
     if found.language:
         return f"It saw {count} of {found.name}, in English, and knows nothing else; what it writes is no information."
-    return f"It saw {count} of {escape(found.name)} and knows nothing else; it may repeat that text word for word."
+    repeat = "those pieces note by note" if found.kind == "music" else "that text word for word"
+    return f"It saw {count} of {escape(found.name)} and knows nothing else; it may repeat {repeat}."
 
 
 def _context(record: Record) -> str:

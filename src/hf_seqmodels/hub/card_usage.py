@@ -181,7 +181,10 @@ def _series(config: Any) -> str:
             "print(model.generate(past).sequences.shape)  # (rows, 1, frames to come, channels, height, width)"
         )
     known, length = config.num_time_features, config.prediction_length
-    lines = [f"past = torch.rand(1, 24, {config.num_variates})  # (rows, steps, variates)"]
+    values = f"torch.rand(1, 24, {config.num_variates})"
+    if getattr(config, "distribution_output", None) == "bernoulli":
+        values = f"({values} < 0.05).float()"  # 0 and 1 are all that it allows
+    lines = [f"past = {values}  # (rows, steps, variates)"]
     more = ""
     if known:
         lines += [f"hours = torch.rand(1, {24 + length}, {known})  # known in advance for past and future steps"]

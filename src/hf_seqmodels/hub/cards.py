@@ -6,18 +6,20 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import one_line
 from .files import CHECKSUMS, check_checksums, weights_hash, write_checksums
 
+WITHOUT_TOKENIZER = ("piano_rolls", "adding", "moving_squares")  # they are numbers as they are
 PICTURES = ("loss_curve.png", "attention_map.png", "gradient_flow.png")
 
 DESCRIPTION = """\
 Write model cards from what runs recorded; nothing is typed in.
 SOURCE is the folder of a run or of an exported model (its README.md and pictures are written), or a folder of results
-(results/lm/*.json; one card is written for each). The same records give the same bytes.
+(results/<task>/*.json; one card is written for each). The same records give the same bytes.
 """
 EPILOG = """\
 examples:
@@ -62,9 +64,9 @@ def write(source: Path, target: Path | None, name: str | None, license: str | No
     if (source / "config.json").is_file():
         write_one(source, target or source, name, license)
         return []
-    if not sorted((source / "lm").glob("*.json")):
+    if not sorted(source.glob("*/*.json")):
         raise ValueError(
-            f"'{source}' is neither a model's folder (no config.json) nor one of results (no lm/*.json); "
+            f"'{source}' is neither a model's folder (no config.json) nor one of results (no <task>/*.json); "
             "name runs/lm/lstm, or results"
         )
     if target is None:
@@ -125,35 +127,82 @@ def write_card(source: Path, target: Path, name: str | None = None, license: str
 
 
 def write_all(results: Path, target: Path, license: str = "apache-2.0") -> list[tuple[str, str]]:
-    """A card for each record in `results/lm`, beside all the others; (file, problem) of those that are not valid.
+    """A card for each result, beside those of the same task; (file, problem) of those that are not valid.
 
-    The weights of these runs are not in the checkout: the snippet loads them from where the run wrote them, and the
-    card says how to make them.
+    Records in `results/lm` are `<recipe>.md`, results of benchmarks `<task>-<recipe>.md`. The weights of these runs
+    are not in the checkout: the snippet loads them from where the run wrote them, and the card says how to make them.
+
+    Raises:
+        ValueError: a file is no result, or the licence is unknown to the Hub.
     """
     from .card import build_card, check_card, check_license, write_plots
 
     check_license(license)
-    records = {file.stem: _read(file) for file in sorted((results / "lm").glob("*.json"))}
+    found = _recorded(results)
     problems = []
-    for stem, record in records.items():
-        others = [other | {"name": other_stem} for other_stem, other in records.items() if other_stem != stem]
-        pictures = write_plots(target / stem, record, None)
+    for stem, entry in found.items():
+        others = [
+            {**other.record, "name": other.name}
+            for other in found.values()
+            if other is not entry and other.recipe.split("/")[0] == entry.recipe.split("/")[0]
+        ]
+        pictures = write_plots(target / stem, entry.record, None)
         card = build_card(
-            f"{stem}-pydoc" if record["config"]["data"].get("dataset") == "pydoc_topics" else stem,
-            record,
-            skeleton(record),
+            entry.title,
+            entry.record,
+            skeleton(entry.record),
             others=others,
             license=license,
             plots=[f"{stem}/{picture}" for picture in pictures],
-            folder=f"runs/lm/{stem}",
-            made_by=f"hf-seqmodels train --config lm/{stem} --output_dir runs/lm/{stem}",
+            folder=entry.folder,
+            made_by=entry.made_by,
+            has_tokenizer=entry.record["config"]["data"]["dataset"] not in WITHOUT_TOKENIZER,
         )
         _replace(target / f"{stem}.md", str(card))
         problems += [(f"{stem}.md", problem) for problem in check_card(str(card))]
-    for stale in sorted(set(target.glob("*.md")) - {target / f"{stem}.md" for stem in records}):
+    for stale in sorted(set(target.glob("*.md")) - {target / f"{stem}.md" for stem in found}):
         print(f"note: {stale} has no record in {results}; delete it if the result is gone", file=sys.stderr)
-    print(f"wrote {len(records)} cards into {target}")
+    print(f"wrote {len(found)} cards into {target}")
     return problems
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A result, as a card needs it: the recipe, the model's title and folder, and the command that makes it."""
+
+    recipe: str
+    record: Mapping[str, Any]
+    title: str
+    folder: str
+    made_by: str
+
+    @property
+    def name(self) -> str:
+        """In the tables of others."""
+        return self.recipe.split("/")[1]
+
+
+def _recorded(results: Path) -> dict[str, Recorded]:
+    """The card's name → what it is made from, for all results of which a seed has finished.
+
+    Raises:
+        ValueError: a file is no result.
+    """
+    from ..evaluation.recorded import as_record, read_results
+
+    found = {}
+    for file in sorted((results / "lm").glob("*.json")):
+        stem, record = file.stem, _read(file)
+        title = f"{stem}-pydoc" if record["config"]["data"].get("dataset") == "pydoc_topics" else stem
+        command = f"hf-seqmodels train --config lm/{stem} --output_dir runs/lm/{stem}"
+        found[stem] = Recorded(f"lm/{stem}", record, title, f"runs/lm/{stem}", command)
+    for recipe, result in read_results(results).items():
+        if recipe.startswith("lm/") or not result["runs"]:
+            continue
+        stem = recipe.replace("/", "-")
+        folder = f"runs/results/{recipe}/seed-{result['runs'][0]['seed']}"
+        found[stem] = Recorded(recipe, as_record(result), stem, folder, result["command"])
+    return found
 
 
 def skeleton(record: Mapping[str, Any]) -> Any:
