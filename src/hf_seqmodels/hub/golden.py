@@ -31,6 +31,11 @@ def make_inputs(model: PreTrainedModel, rows: int = 2, length: int = 12, seed: i
     name, config = model.main_input_name, model.config.get_text_config()
     if name == "past_values":
         values = torch.randn(rows, length, config.num_features, generator=generator)
+        allowed = getattr(config, "distribution_output", None)
+        if allowed == "bernoulli":
+            values = (values > 1).float()
+        elif allowed == "negative_binomial":
+            values = values.abs().floor()
         return {"past_values": values, "past_observed_mask": torch.ones_like(values)}
     if name == "pixel_values" and model.config.model_type == "seq_conv_lstm":
         shape = (rows, min(length, 4), *_frame_shape(model.config))
