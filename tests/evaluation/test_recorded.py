@@ -142,6 +142,13 @@ def test_references_and_verdicts(monkeypatch):
     )
 
 
+def test_the_guess_to_beat_stands_under_the_table():
+    results = {
+        f"adding/{name}": merge(f"adding/{name}", [record(chance={"mse": 0.167, "x": 1})]) for name in ("a", "b")
+    }
+    assert format_results(results, []).count("- a guess has mean squared error 0.16700\n") == 1
+
+
 def test_what_has_not_run_is_named_and_changes_no_header():
     text = format_results({}, ["adding/gru", "adding/rnn"])
     assert "## adding" in text and "Not yet run: adding/gru, adding/rnn." in text and "## copy_memory" not in text

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -169,6 +173,40 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(checkout, capsys):
         "tiny/lstm",
         "tiny/rnn",
     }
+
+
+@pytest.mark.slow  # a process that is interrupted, by Ctrl-C as the terminal sends it
+def test_ctrl_c_ends_with_a_line_and_the_same_command_goes_on(checkout, capsys):
+    recipe = checkout / "configs" / "tiny" / "lstm.yaml"
+    recipe.write_text(recipe.read_text().replace("max_steps: 6", "max_steps: 100000"))
+    code = (
+        "import sys; from hf_seqmodels.evaluation.benchmarks import BENCHMARKS, Benchmark;"
+        "from hf_seqmodels.results.runner import main;"
+        "BENCHMARKS['tiny'] = Benchmark('four bits', 'synthetic', 'loss', split='validation', seeds=(0,));"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "--task", "tiny/lstm", "--checkout", str(checkout), "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    saved = folder(checkout, "lstm", 0)
+    try:
+        for _ in range(1200):
+            if list(saved.glob("checkpoint-*/trainer_state.json")) or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, told
+    assert told.splitlines()[0].endswith("the same command goes on where it stopped")
+    assert len(told.splitlines()) == 1 and not (saved / "result.json").exists()
+
+    steps = max(int(path.parent.name.partition("-")[2]) for path in saved.glob("checkpoint-*/trainer_state.json"))
+    for place in (recipe, saved / "config.yaml"):  # the rest of it would take hours
+        place.write_text(place.read_text().replace("max_steps: 100000", f"max_steps: {steps + 2}"))
+    assert main(["--task", "tiny/lstm", "--checkout", str(checkout), "--seeds", "0", "--threads", "1"]) == 0
+    assert f"tiny/lstm, seed 0: from step {steps:,}" in capsys.readouterr().out
+    assert result(checkout, "lstm")["runs"][0]["resumed_at_step"] == steps
 
 
 @pytest.mark.slow  # each of the two imports the package anew

@@ -34,6 +34,7 @@ def write_reports(checkout: Path) -> list[str]:
     folder, told = checkout / "results", []
     results = read_results(folder)
     recipes = recipes_of(checkout / "configs")
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(format_results(results, recipes), encoding="utf-8")
     for task in BENCHMARKS:
         finished = {name: result for name, result in of_task(results, task).items() if result["runs"]}
@@ -171,6 +172,7 @@ def _notes(here: Mapping[str, Record]) -> list[str]:
     if finished:
         lines.append(f"- data: {_grouped({name: _data(result) for name, result in finished.items()})}")
         lines += [f"- {line}" for line in _batches(finished)]
+        lines += [f"- a guess has {told}" for told in dict.fromkeys(filter(None, map(_chance, finished.values())))]
         lines.append(f"- measured on {_grouped({name: _machine(result) for name, result in finished.items()})}")
         lines.append(f"- code: {_grouped({name: _code(result) for name, result in finished.items()})}")
     for name, result in here.items():
@@ -195,6 +197,12 @@ def _data(result: Record) -> str:
     left = {split: count for split, count in (known.get("skipped") or {}).items() if count}
     skipped = ", ".join(f"{count:,} of {split}" for split, count in left.items())
     return f"{name}, sha256 `{known['sha256'][:16]}`" + (f", examples left out: {skipped}" if skipped else "")
+
+
+def _chance(result: Record) -> str:
+    """What a guess scores, where that is known."""
+    known = {name: value for name, value in (result.get("chance") or {}).items() if name in MEASURES}
+    return ", ".join(f"{MEASURES[name][0]} {number(value, MEASURES[name][1])}" for name, value in known.items())
 
 
 def _batches(finished: Mapping[str, Record]) -> list[str]:
