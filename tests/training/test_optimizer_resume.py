@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import NT_ASGD, everything, small_trainer
+from carried_training import IDS
+from small_training import NT_ASGD, VOCABULARY, everything, small_trainer
 from test_distributed import launch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
-from hf_seqmodels import LSTMForCausalLM
+from hf_seqmodels import LSTMConfig, LSTMForCausalLM
+from hf_seqmodels.arguments import SeqTrainingArguments
+from hf_seqmodels.data import StreamCollator, StreamDataset
+from hf_seqmodels.training import SeqTrainer
 from hf_seqmodels.training.resume import check_checkpoint
 
 OPTIMIZERS = {
@@ -160,6 +164,50 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, stop, str
     for name in ("weights", "optimizer", "schedule", "random"):
         assert_same(found[name], expected[name])
     assert resumed.pace()["averaged_iterates"] == whole.pace()["averaged_iterates"]
+
+
+def awd_trainer(folder: Path, **options) -> SeqTrainer:
+    """The recipe of AWD-LSTM in small: carried state, random lengths, weight drop, averages."""
+    args = SeqTrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        carry_state=True,
+        remove_unused_columns=False,
+        **{"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "num_train_epochs": 5, "warmup_steps": 0}
+        | {"logging_steps": 1, "max_minutes": 60, "save_total_limit": None, "load_best_model_at_end": False}
+        | {**NT_ASGD, "lr_scheduler_type": "constant", "learning_rate": 20.0, "max_grad_norm": 0.25}
+        | options,
+    )
+    set_seed(0)
+    drops = {"input_dropout": 0.3, "output_dropout": 0.3, "embedding_dropout": 0.1, "weight_drop": 0.4}
+    drops |= {"variational_dropout": True, "activation_reg": 2.0, "temporal_activation_reg": 1.0}
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 12, "embedding_size": 8, "tie_word_embeddings": True}
+    return SeqTrainer(
+        model=LSTMForCausalLM(LSTMConfig(**sizes, **drops)),
+        args=args,
+        train_dataset=StreamDataset(IDS, 2, 20, random_lengths=True),
+        eval_dataset=StreamDataset(IDS[:101], 2, 20),
+        data_collator=StreamCollator(0, VOCABULARY),
+        rescale_to=20,
+        quiet=True,
+    )
+
+
+def test_awd_lstm_stopped_within_an_epoch_goes_on_exactly(tmp_path):
+    whole = awd_trainer(tmp_path / "whole")
+    whole.train()
+    epoch = len(whole.train_dataset) // 2
+    assert whole.state.global_step == 5 * epoch and 1 < whole.pace()["averaged_iterates"] <= 3 * epoch + 1
+    stopped = awd_trainer(tmp_path / "stopped")
+    stopped.add_callback(OutOfTime(4 * epoch + 3))
+    stopped.train()
+    assert stopped.state.global_step == 4 * epoch + 3 and stopped.pace()["averaged_iterates"] > 1
+    resumed = awd_trainer(tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=True)
+    found, expected = everything(resumed), everything(whole)
+    for name in ("weights", "optimizer", "schedule", "random"):
+        assert_same(found[name], expected[name])
+    assert resumed.batch_order.digest == whole.batch_order.digest
 
 
 def test_minutes_are_counted_over_resumes(tmp_path):
