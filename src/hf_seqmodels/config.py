@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .arguments import TASKS, ConfigError, DataArguments, RunArguments, SeqTrainingArguments, check_ranges
-from .data_checks import check_data
+from .data_checks import check_data, check_streaming
 from .options import OptionParser, help_text, model_arguments
 from .recipes import SECTIONS, did_you_mean, find_config, one_line, read_recipe
 
@@ -126,6 +126,7 @@ def _checked(sections: dict[str, dict[str, Any]], config_name: str | None) -> Ru
     training = sections["training"]
     training["output_dir"] = training["output_dir"] or _default_output_dir(config_name, str(run.model_type))
     check_data(run.task, data, bool(training["carry_state"]))
+    check_streaming(data, training)
     _check_model(run, model, data)
     _check_fixed(training)
     values: dict[str, Any] = {name: sections["run"][name] for name in _TOP_LEVEL}

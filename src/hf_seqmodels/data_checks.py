@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from .arguments import DATASETS, READ, ConfigError, DataArguments
 
 # Options of data sets made in code.
 _MADE = ("length", "num_examples", "examples_seed")
 _TEXTS = ("pydoc_topics", "text")
+BUILT_FROM_TEXT = ("characters", "words", "bpe")
 _FROM_PATH = ("text", "piano_rolls")
 # Option → the data sets that have it; for others it must stay as it is when left out.
 _APPLIES = {
@@ -117,3 +120,30 @@ def _check_streams(data: DataArguments, carry_state: bool) -> None:
         raise ConfigError(
             "streaming never has the text as a whole, which windows=streams needs; leave one of them out"
         )
+
+
+def check_streaming(data: DataArguments, training: Mapping[str, Any]) -> None:
+    """What is read as it comes has no length and no epochs, and nothing can be built from it beforehand.
+
+    Raises:
+        ConfigError: one line with the option, the rule and the way out.
+    """
+    if not data.streaming:
+        return
+    if data.tokenizer in BUILT_FROM_TEXT:
+        raise ConfigError(
+            f"tokenizer={data.tokenizer} is built from the training text, which streaming never has as a whole; use "
+            "--tokenizer bytes, or the folder or Hub name of a saved one"
+        )
+    if training["max_steps"] < 1:
+        raise ConfigError("streaming has no length, so the end of training must be said; add --max_steps N")
+    if training["dataloader_num_workers"]:
+        raise ConfigError(
+            f"dataloader_num_workers={training['dataloader_num_workers']} does not apply to streaming, whose "
+            "processes agree on the end of each pass; leave it out"
+        )
+    for name in ("eval_strategy", "save_strategy"):
+        if getattr(training[name], "value", training[name]) == "epoch":
+            raise ConfigError(
+                f"{name}=epoch does not apply to streaming, which has no epochs; use --{name} steps or no"
+            )

@@ -16,6 +16,7 @@ from .data import (
     BUILT,
     KEYS,
     SYNTHETIC,
+    StreamedText,
     build_tokenizer,
     chance_level,
     content_hash,
@@ -24,6 +25,8 @@ from .data import (
     load_text_files,
     load_texts,
     make_synthetic,
+    open_rows,
+    read_rows,
     text_rows,
     token_streams,
     window_dataset,
@@ -36,7 +39,8 @@ class RunData:
     """What a model learns from; load it once and give it to several runs.
 
     Attributes:
-        windows: splits train, validation and test as rows that the task's collator reads; empty where they are to be
+        windows: splits train, validation and test as rows that the task's collator reads; train may come one row
+            after the other, without a length (`streaming`); empty where they are to be
             cut from `streams` (`windows=streams`).
         tokenizer: reads the text; None where the input is none.
         hash: sha256 of the contents.
@@ -83,9 +87,23 @@ def load_data(config: RunConfig) -> RunData:
 def _load_texts(config: RunConfig) -> RunData:
     """Texts, tokenizer (from the training texts only), streams, and windows of `block_size` predictions."""
     wanted = config.data
+    if wanted.streaming:
+        return _load_streamed(wanted, config.training.data_seed)
     texts = read_texts(wanted)
     tokenizer = load_tokenizer(wanted.tokenizer, texts["train"], wanted.vocabulary_size)
     return _tokenized(wanted, texts, content_hash(texts), tokenizer)
+
+
+def _load_streamed(wanted: DataArguments, seed: int | None) -> RunData:
+    """The training split as it comes; the others, which are scored, as a whole. The hash is theirs alone."""
+    place, lines = (str(wanted.path), wanted.data_dir), wanted.row_end == "nothing"
+    names = {"validation": "validation", "test": wanted.test_split}
+    texts = DatasetDict({split: read_rows(*place, name, wanted.column, lines) for split, name in names.items()})
+    rows, name = open_rows(*place, "train", wanted.column, lines)
+    tokenizer = load_tokenizer(wanted.tokenizer, Dataset.from_dict({"text": [""]}))
+    train = StreamedText(rows, tokenizer, wanted.block_size, row_end=wanted.row_end, seed=seed, name=name)
+    data = _tokenized(wanted, texts, content_hash(texts), tokenizer)
+    return replace(data, windows={"train": train, **data.windows})
 
 
 def _tokenized(wanted: DataArguments, texts: DatasetDict, content: str, tokenizer: PreTrainedTokenizerBase) -> RunData:

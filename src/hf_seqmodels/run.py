@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -280,11 +280,14 @@ def describe_data(config: RunConfig, data: RunData) -> dict[str, Any]:
     The example is of public and of made data alone: a user's text stays where it is.
     """
     features = data.options.get("num_features")
+    known = {split: rows for split, rows in data.windows.items() if isinstance(rows, Sized)}
     found: dict[str, Any] = {
         "sha256": data.hash,
-        "windows": {split: len(rows) for split, rows in data.windows.items()},
-        "longest": {split: longest_row(rows, features) for split, rows in data.windows.items()},
+        "windows": {split: len(rows) for split, rows in known.items()},
+        "longest": {split: longest_row(rows, features) for split, rows in known.items()},
     } | ({"skipped": data.skipped} if data.skipped else {})
+    if known.keys() != data.windows.keys():  # read as they come: neither counted nor part of the hash
+        found["streamed"] = sorted(data.windows.keys() - known.keys())
     if data.tokenizer is None:
         return found
     if data.counts:

@@ -14,6 +14,7 @@ from hf_seqmodels.data.encoding import text_rows
 from hf_seqmodels.data.fingerprint import content_hash
 from hf_seqmodels.data.music import KEYS, load_piano_rolls, to_pitches, to_roll
 from hf_seqmodels.data.sources import find_data, load_splits, load_texts
+from hf_seqmodels.data.streaming import Division, StreamedText, open_rows, read_rows
 from hf_seqmodels.data.streams import StreamDataset
 from hf_seqmodels.data.synthetic import SYNTHETIC, chance_level, make_synthetic
 from hf_seqmodels.data.text import (
@@ -31,6 +32,7 @@ __all__ = [
     "KEYS",
     "SYNTHETIC",
     "CausalLMCollator",
+    "Division",
     "FeaturesCollator",
     "FramesCollator",
     "PianoRollCollator",
@@ -38,6 +40,7 @@ __all__ = [
     "SequenceClassificationCollator",
     "StreamCollator",
     "StreamDataset",
+    "StreamedText",
     "TokenCollator",
     "build_character_tokenizer",
     "build_tokenizer",
@@ -50,7 +53,9 @@ __all__ = [
     "load_text_files",
     "load_texts",
     "make_synthetic",
+    "open_rows",
     "out_of_vocabulary_share",
+    "read_rows",
     "text_rows",
     "to_pitches",
     "to_roll",

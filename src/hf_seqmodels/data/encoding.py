@@ -57,7 +57,7 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, row_end: str = 
         raise ValueError(f"row_end='{row_end}' is not a choice; use one of {', '.join(ROW_ENDS)}")
     if row_end == "eos" and tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos_token: texts are told apart by it; set tokenizer.eos_token")
-    encoder = _shortcut(tokenizer) or _by_tokenizer(tokenizer)
+    encoder = encoder_of(tokenizer)
     ids, lengths, characters, blank = [], [], 0, 0
     for rows in text_rows(dataset):
         batch = encoder(rows)
@@ -98,6 +98,11 @@ def _decodes(rows: list[str], encoder: Encoder, tokenizer: PreTrainedTokenizerBa
 
 
 # ---- ways to encode ---------------------------------------------------------------------------------------------
+
+
+def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """What turns rows into ids with this tokenizer, the fastest way there is."""
+    return _shortcut(tokenizer) or _by_tokenizer(tokenizer)
 
 
 def _by_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Encoder:

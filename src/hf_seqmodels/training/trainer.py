@@ -18,7 +18,7 @@ from transformers import (
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ..arguments import ConfigError, SeqTrainingArguments
-from ..data import StreamDataset
+from ..data import StreamDataset, StreamedText
 from ..metrics import load_metric
 from .batches import BatchOrder, BatchSampler, FilledDataset, has_rolls
 from .micro_batch import Fitting
@@ -27,6 +27,7 @@ from .progress import LogFile, Progress
 from .pushing import Pushing
 from .resume import check_checkpoint, newest_checkpoint
 from .stateful import CarriedState, StreamSampler, check_rows
+from .streamed import streamed_loader
 from .watch import Watch, check_processes, wrapper_name
 
 
@@ -106,8 +107,8 @@ class SeqTrainer(Optimizing, Fitting, Pushing):
         self.carried = CarriedState(self.model) if args.carry_state else None
         self.carried_in_evaluation = CarriedState(self.model) if args.carry_state else None
         self._has_rolls = any(has_rolls(dataset) for dataset in (self.train_dataset, self.eval_dataset))
-        if self._fills:
-            self.train_dataset = None if self.train_dataset is None else FilledDataset(self.train_dataset)
+        if self._fills and isinstance(self.train_dataset, Sized):
+            self.train_dataset = FilledDataset(self.train_dataset)
         if args.push_to_hub:
             self.init_hf_repo()
 
@@ -141,6 +142,12 @@ class SeqTrainer(Optimizing, Fitting, Pushing):
         if isinstance(eval_dataset, StreamDataset):
             check_rows(eval_dataset, self.args.eval_batch_size * self.accelerator.num_processes)
         return self._sampler(eval_dataset, self.args.eval_batch_size, seed=None)
+
+    def get_train_dataloader(self):
+        """As in the stock Trainer; what is read as it comes is divided over the processes in a way of its own."""
+        if isinstance(self.train_dataset, StreamedText):
+            return streamed_loader(self, self.train_dataset)
+        return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As in the stock Trainer; with several processes the last batch is evened out without targets."""
@@ -364,4 +371,6 @@ class SeqTrainer(Optimizing, Fitting, Pushing):
             "step_seconds": round(self.step_seconds, 3),
             "targets_per_second": round(int(self._targets) / self.step_seconds, 1) if self.step_seconds else None,
             **self.pace(),
-        } | ({"resumed_at_step": self.resumed_at_step} if self.resumed_at_step else {}) | self.notes
+            **({"resumed_at_step": self.resumed_at_step} if self.resumed_at_step else {}),
+            **self.notes,
+        }
