@@ -169,8 +169,7 @@ class SeqTrainingArguments(TrainingArguments):
     )
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps; below 1, as a share of all steps."})
     weight_decay: float = field(
-        default=0.01,
-        metadata={"help": "AdamW: on matrices only, not biases, norms, embeddings. The others: L2 on all weights."},
+        default=0.01, metadata={"help": "With AdamW on matrices only, not embeddings; else L2 on all."}
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Longest gradient (L2); 0 turns clipping off."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the training data."})
