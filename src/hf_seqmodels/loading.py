@@ -88,7 +88,8 @@ def _load_texts(config: RunConfig) -> RunData:
     """Texts, tokenizer (from the training texts only), streams, and windows of `block_size` predictions."""
     wanted = config.data
     if wanted.streaming:
-        return _load_streamed(wanted, config.training.data_seed)
+        seeds = config.training.data_seed, config.training.seed
+        return _load_streamed(wanted, seeds[0] if seeds[0] is not None else seeds[1])
     texts = read_texts(wanted)
     tokenizer = load_tokenizer(wanted.tokenizer, texts["train"], wanted.vocabulary_size)
     return _tokenized(wanted, texts, content_hash(texts), tokenizer)
