@@ -35,6 +35,9 @@ _SCORING = ("per_device_eval_batch_size", "carry_state", "bf16", "fp16", "seed",
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit status 0, or 2 with one line for what the user can mend."""
     options = _parser().parse_args(argv)
+    from transformers.utils.logging import set_verbosity_error
+
+    set_verbosity_error()
     try:
         record = evaluate(options.model, options.output, **_given(options))
     except (ValueError, ImportError, OSError) as error:
@@ -112,7 +115,12 @@ def evaluate(
         _check_output(output)
     disable_progress_bar()
     start = time.perf_counter()
-    model, tokenizer = load(name)
+    try:
+        model, tokenizer = load(name)
+    except OSError as error:
+        raise ConfigError(
+            f"'{name}' is no folder here and cannot be had from the Hub; check the name ({one_line(error)})"
+        ) from None
     run = recorded_config(Path(name))
     task = task_of_model(model, run)
     wanted = data_arguments(task, run, data, data_options)

@@ -16,13 +16,15 @@ socket.socket.connect = refuse
 from hf_seqmodels.metrics import METRICS, load_metric
 rows = {"accuracy": [1, 2], "f1": [1, 2], "bits_per_token": [0, 1]}
 rows |= {"token_accuracy": [[1, 2]], "exact_match": [[1, 2]]}
+rows |= {"bits_per_character": [1, 2], "mse": [1, 2], "nll_per_step": [1, 2]}
 for name in METRICS:
     print(json.dumps(load_metric(name).compute(predictions=rows[name], references=rows[name])))
 """
 
 
 def test_shipped_metrics():
-    assert METRICS == ("accuracy", "bits_per_token", "exact_match", "f1", "token_accuracy")
+    assert METRICS[:5] == ("accuracy", "bits_per_character", "bits_per_token", "exact_match", "f1")
+    assert METRICS[5:] == ("mse", "nll_per_step", "token_accuracy")
 
 
 def test_bits_per_token_weights_by_count():
@@ -39,6 +41,13 @@ def test_bits_per_token_in_batches_is_the_same():
 
 def test_perplexity_beyond_floats_is_infinite():
     assert load_metric("bits_per_token").compute(predictions=[1e6], references=[1])["perplexity"] == math.inf
+
+
+def test_bits_per_character_weights_by_count():
+    rows = {"predictions": [2 * math.log(2), 12 * math.log(2)], "references": [4, 24]}
+    assert load_metric("bits_per_character").compute(**rows) == pytest.approx({"bits_per_character": 0.5})
+    with pytest.raises(ValueError, match=r"character counts \[0\] must be"):
+        load_metric("bits_per_character").compute(predictions=[1.0], references=[0])
 
 
 @pytest.mark.parametrize("counts", [[0, 0], [3, -1]])
@@ -101,8 +110,11 @@ def test_metrics_need_no_network_and_no_cache(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
         {"accuracy": 1.0},
+        {"bits_per_character": 1 / math.log(2)},
         {"bits_per_token": 1 / math.log(2), "perplexity": math.e},
         {"exact_match": 1.0},
         {"f1": 1.0},
+        {"mse": 0.0},
+        {"nll": 1.0},
         {"token_accuracy": 1.0},
     ]
