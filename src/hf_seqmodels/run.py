@@ -184,6 +184,7 @@ def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quie
             processing_class=data.tokenizer,
             log_file=Path(str(config.training.output_dir), "log.jsonl"),
             quiet=quiet,
+            rescale_to=config.data.block_size if config.data.random_lengths else None,
         )
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         raise ConfigError(one_line(error)) from None
