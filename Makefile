@@ -9,7 +9,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: help demo results result-tables zoo cards test test-slow test-table check common-tests gpu-check attention-memory smoke-learning
-.PHONY: publish-walkthrough app-picture audit clean
+.PHONY: publish-walkthrough app-picture audit bench clean
 help:
 	@echo "make demo          train five architectures on the same text and compare them (about 5 minutes on 2 cores)"
 	@echo "make results       all benchmarks and the demo, into results/, the README and the recipes (many hours)"
@@ -27,6 +27,7 @@ help:
 	@echo "make check         ruff, mypy, and the wheel in a clean environment"
 	@echo "make common-tests  transformers' own tests on our architectures (downloads its source once)"
 	@echo "make attention-memory  memory of the attention patterns by length of the text, into results/ (half a minute)"
+	@echo "make bench         two processes beside one, one thread each: tokens/s and losses, into results/ (6 minutes, idle)"
 	@echo "make smoke-learning  does every system learn? synthetic tasks, results/learning/ (under 45 minutes on 2 cores)"
 	@echo "make gpu-check     what only a GPU can show (up to 8 minutes)"
 
@@ -97,6 +98,10 @@ gpu-check: $(VENV)/.installed
 
 attention-memory: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python -m hf_seqmodels.evaluation.attention_memory results/attention_memory.csv
+
+# On a machine with nothing else to do: the load before the start stands in the result.
+bench: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python -m hf_seqmodels.evaluation.scaling results/scaling.json
 
 # One check at a time, each of a few minutes; what misses its bar is recorded, and the others run all the same.
 smoke-learning: $(VENV)/.installed
