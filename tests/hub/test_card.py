@@ -227,6 +227,12 @@ def test_the_commit_is_known_in_a_checkout_and_nowhere_else(tmp_path):
     assert git_state(tmp_path) == {"commit": commit, "dirty": False}
     (tmp_path / "code.py").write_text("2")
     assert git_state(tmp_path) == {"commit": commit, "dirty": True}
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "more.py").write_text("1")
+    for command in (["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    (tmp_path / "code.py").write_text("3")
+    assert git_state(tmp_path)["dirty"] and not git_state(tmp_path / "code")["dirty"], "what differs is not in there"
     (tmp_path / "site-packages").mkdir()
     assert git_state(tmp_path / "site-packages") is None, "inside a checkout, and not of it"
 

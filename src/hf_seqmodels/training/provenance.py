@@ -12,16 +12,19 @@ from ..arguments import ConfigError
 
 
 def git_state(folder: Path | None = None) -> dict[str, Any] | None:
-    """The commit that the code was checked out at, and whether tracked files differ from it.
+    """The commit that the code was checked out at, and whether tracked files of the code differ from it.
+
+    Others may: results, tables and the headers of recipes are written by the very runs whose records say this, and
+    what a recipe says is in the record.
 
     Args:
-        folder: a place in the checkout; None means this package's.
+        folder: where the code lies in the checkout; None means this package.
 
     Returns:
         `commit` (40 hex digits) and `dirty`; None outside a checkout, without git, or where `folder` lies in a
         checkout that does not track it (a virtual environment in somebody's project).
     """
-    folder = Path(__file__).parent if folder is None else folder
+    folder = Path(__file__).parents[1] if folder is None else folder
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(folder), *arguments]
@@ -34,7 +37,7 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
     commit = git("rev-parse", "--verify", "HEAD")
     if not commit or not git("ls-files", "."):
         return None
-    changes = git("status", "--porcelain", "--untracked-files=no")
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ".")
     return None if changes is None else {"commit": commit, "dirty": bool(changes)}
 
 
