@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,10 +62,6 @@ def run(config: RunConfig, data: RunData | None = None, quiet: bool = False) -> 
     """
     emissions, git = Emissions(config.run.emissions_country), git_state()
     data = cut_streams(config, data or load_data(config))
-    if any(data.skipped.values()) and not quiet:
-        print("examples left out: " + ", ".join(f"{split} {count:,}" for split, count in data.skipped.items()))
-    if data.counts and not quiet and os.environ.get("RANK", "0") == "0":
-        print(f"data: {counts_in_words(data.counts)}")
     start = time.perf_counter()
     with emissions:
         trainer, push_failed = train(config, data, quiet)
@@ -95,7 +90,10 @@ def cut_streams(config: RunConfig, data: RunData) -> RunData:
         one = args.per_device_train_batch_size * args.gradient_accumulation_steps
         rows = (one if train else args.per_device_eval_batch_size) * args.world_size
         documents = (data.documents or {}).get(split) if config.data.reset_at_documents else None
-        lengths = {"block_size": config.data.block_size, "random_lengths": config.data.random_lengths and train}
+        lengths: dict[str, Any] = {
+            "block_size": config.data.block_size,
+            "random_lengths": config.data.random_lengths and train,
+        }
         try:
             eos = None if data.tokenizer is None else data.tokenizer.eos_token_id
             windows[split] = StreamDataset(stream, rows, **lengths, seed=seed, documents=documents, start_id=eos)
@@ -206,8 +204,20 @@ def train(config: RunConfig, data: RunData, quiet: bool) -> tuple[SeqTrainer, Pu
         except PushFailed as error:
             failed.append(error)
 
-    prepare = partial(prepare_output_dir, config)
+    def prepare(trainer: SeqTrainer) -> None:
+        prepare_output_dir(config, trainer)
+        if trainer.is_world_process_zero() and not quiet:
+            tell(data)
+
     return train_fitting(args, build, once, prepare, checkpoint, quiet), failed[0] if failed else None
+
+
+def tell(data: RunData) -> None:
+    """Print what was counted in the data, and what was left out."""
+    if any(data.skipped.values()):
+        print("examples left out: " + ", ".join(f"{split} {count:,}" for split, count in data.skipped.items()))
+    if data.counts:
+        print(f"data: {counts_in_words(data.counts)}")
 
 
 def prepare_output_dir(config: RunConfig, trainer: SeqTrainer) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from hf_seqmodels.arguments import DATASETS
+from hf_seqmodels.arguments import DATASETS, READ
 from hf_seqmodels.data import SYNTHETIC, chance_level, content_hash, make_synthetic
 from hf_seqmodels.data.synthetic_tags import DELAY_STEPS
 from hf_seqmodels.data.synthetic_text import MARKOV_ENTROPY, markov_table
@@ -34,7 +34,7 @@ def test_same_arguments_same_examples(name):
 def test_no_input_of_one_split_stands_in_another(name):
     splits, _ = make_synthetic(name, 400)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 400, "validation": 40, "test": 40}
-    column = "frames" if name == "moving_squares" else "input_ids"
+    column = {"moving_squares": "frames", "adding": "input_features"}.get(name, "input_ids")
     inputs = {split: {tuple(np.asarray(row).tolist()) for row in rows[column]} for split, rows in splits.items()}
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert not inputs[one] & inputs[other]
@@ -71,7 +71,7 @@ def test_what_cannot_be_made_is_refused(arguments, message):
 
 
 def test_every_made_data_set_has_a_task_on_the_command_line():
-    assert set(DATASETS) == {"pydoc_topics", *SYNTHETIC}
+    assert set(DATASETS) == {*READ, *SYNTHETIC}
 
 
 # ---- each definition, once more -----------------------------------------------------------------------------------
