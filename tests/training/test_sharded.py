@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from ragged_training import train
 from safetensors.torch import load_file
-from test_distributed import launch
+from test_distributed import free_port, launch
 
 from hf_seqmodels.arguments import ConfigError
 from hf_seqmodels.models import ARCHITECTURES
@@ -19,6 +22,7 @@ from hf_seqmodels.recipes import find_config, list_configs
 from model_table import build_config, each_case
 
 HERE = Path(__file__).parent
+TRAIN_PY = HERE.parents[1] / "train.py"
 CONFIGS = HERE.parents[1] / "configs" / "accelerate"
 SHARDED = ["seq_rnn", "seq_lstm", "seq_gru", "seq_attention_rnn", "seq_transformer_decoder"]
 SHARDED += ["seq_transformer", "seq_attention_rnn_seq2seq"]
@@ -97,18 +101,52 @@ def test_trainer_under_fsdp2_trains_saves_and_resumes(tmp_path):
         assert (models[0][name] - weight).abs().max() < 1e-5
 
 
-@pytest.mark.slow
-def test_without_fsdp_the_run_stops_unless_told_otherwise(tmp_path):
+def accelerate(config: str, *argv: str) -> subprocess.Popen:
+    """`accelerate launch` with one of the configurations and its options, then train.py with its own."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(TRAIN_PY.parent / "src"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *argv], env=environment, **pipes)
+
+
+@pytest.fixture
+def training(tmp_path) -> list[str]:
     argv = ["--model_type", "seq_lstm", "--hidden_size", "8", "--block_size", "16", "--max_steps", "2"]
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40 + split)
         argv += [f"--{split}_file", str(tmp_path / f"{split}.txt")]
-    argv += ["--output_dir", str(tmp_path / "out")]
-    train_py = HERE.parents[1] / "train.py"
-    done = launch(2, train_py, *argv, ACCELERATE_USE_FSDP="true")
-    assert done.returncode != 0 and "FSDP was asked for" in done.stderr and "--allow_ddp true" in done.stderr
-    done = launch(2, train_py, *argv, "--overwrite", "--allow_ddp", "true", ACCELERATE_USE_FSDP="true")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("WARNING: FSDP was asked for and the model is wrapped in 'DistributedDataParallel'") == 1
+    return [*argv, "--output_dir", str(tmp_path / "out")]
+
+
+@pytest.mark.slow
+def test_without_fsdp_the_run_stops_unless_told_otherwise(tmp_path, training):
+    """Accelerate takes DDP on a CPU, without a word."""
+    port = ["--num_processes", "2", "--main_process_port", str(free_port())]
+    run = accelerate("fsdp2", *port, str(TRAIN_PY), *training)
+    said = run.communicate(timeout=300)[1]
+    assert run.returncode != 0 and "FSDP was asked for" in said and "--allow_ddp true" in said
+    run = accelerate("fsdp2", *port, str(TRAIN_PY), *training, "--overwrite", "--allow_ddp", "true")
+    said = run.communicate(timeout=300)[1]
+    assert run.returncode == 0, said[-3000:]
+    assert said.count("WARNING: FSDP was asked for and the model is wrapped in 'DistributedDataParallel'") == 1
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert record["wrapper"] == "DistributedDataParallel" and "(allow_ddp)" in record["fallback"]
+
+
+@pytest.mark.slow
+def test_two_nodes_meet(tmp_path, training):
+    """Both on this machine: what `accelerate launch` is told on each of two, but for the address."""
+    meeting = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    nodes = [
+        accelerate("two_nodes", *meeting, "--machine_rank", rank, str(TRAIN_PY), *training, "--expect_processes", "2")
+        for rank in "01"
+    ]
+    said = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (record["world_size"], record["wrapper"], record["steps"]) == (2, "DistributedDataParallel", 2)
