@@ -39,8 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m hf_seqmodels.results`: exit status 0; 1 when a run failed; 2 for what the user can mend; 130 after
     Ctrl-C, which loses nothing that a checkpoint holds."""
     arguments = _arguments(argv)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     if arguments.data is not None:  # in the environment, so that no place of this machine gets into a record
         os.environ[ENVIRONMENT] = str(arguments.data)
     try:
@@ -158,13 +156,13 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str | No
 def _stop_at_once() -> None:
     """In a worker: Ctrl-C ends it without a word; checkpoints are whole at any moment."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def run_one(job: Job) -> str | None:
     """One run, unless it is finished; returns what went wrong, which is also left in its folder."""
     torch.set_num_threads(job.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     values = job.config().values
     if not job.overwrite and finished(job.folder, values) is not None:
         return None
