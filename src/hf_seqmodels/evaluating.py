@@ -107,12 +107,12 @@ def evaluate(
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from .generate import load
+    from .generate import check_new_file, load
     from .loading import load_split
     from .run import build_trainer, cut_streams, hardware, score_split, versions
 
     if output is not None:
-        _check_output(output)
+        check_new_file(output)
     disable_progress_bar()
     start = time.perf_counter()
     try:
@@ -149,13 +149,6 @@ def evaluate(
     if output is not None:
         output.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return record
-
-
-def _check_output(file: Path) -> None:
-    if file.exists():
-        raise ValueError(f"'{file}' is there already; give another --output, or delete it")
-    if not file.absolute().parent.is_dir():
-        raise ValueError(f"the folder of --output '{file}' does not exist; make it first")
 
 
 # ---- what is asked for ------------------------------------------------------------------------------------------

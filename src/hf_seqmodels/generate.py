@@ -78,10 +78,11 @@ def _check_numbers(options: argparse.Namespace) -> None:
     if options.tempo is not None and not 4 <= options.tempo <= 1000:
         raise ValueError(f"--tempo {options.tempo} is out of range: it must be 4 to 1000")
     if options.output is not None:
-        _check_output(options.output)
+        check_new_file(options.output)
 
 
-def _check_output(file: Path) -> None:
+def check_new_file(file: Path) -> None:
+    """Raise ValueError unless `--output` is a new file in a folder that exists."""
     if file.exists():
         raise ValueError(f"'{file}' is there already; give another --output, or delete it")
     if not file.absolute().parent.is_dir():
@@ -194,7 +195,7 @@ def write_music(model: Any, options: argparse.Namespace) -> str:
     from .data.midi import write_midi
 
     output = options.output or Path(f"{Path(options.model).resolve().name}.mid")
-    _check_output(output)
+    check_new_file(output)
     past = torch.from_numpy(read_music(options))
     soften(model, options.temperature)
     model.config.prediction_length = options.steps
