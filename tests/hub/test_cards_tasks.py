@@ -24,6 +24,7 @@ RUNS = {
     "parity/rnn": ("", ["gradient_flow"]),
     "lookahead_tags/lstm": ("", ["gradient_flow"]),
     "moving_squares/conv_lstm": ("", []),
+    "adding/gru": ("--length 20", []),
 }
 
 
@@ -57,6 +58,7 @@ def test_every_task_has_a_card_and_the_pictures_that_apply(runs, recipe):
     name, score = next(iter(record["chance"].items()))
     assert f"a guess ({'mean squared error' if name == 'mse' else name.replace('_', ' ')})" in card.text, score
     assert "a task made in code; the scores say nothing about real data" in card.text
+    assert ("trained to name a number on adding" in card.text) == (recipe == "adding/gru")
     longest = max(record["data"]["longest"].values())
     assert f"{longest:,} in test" in card.text
     if tokenizer is not None:

@@ -180,7 +180,8 @@ def _summary(record: Mapping[str, Any] | None, model: PreTrainedModel | None, mo
     sized = f"{kind} with {count:,} parameters" if count else kind
     if record is None:
         return f"{sized}. It comes without the record of a training run, so this card has no results."
-    trained = TRAINED.get(str(record.get("task")), "trained")
+    regression = (record.get("model_config") or {}).get("problem_type") == "regression"
+    trained = "trained to name a number" if regression else TRAINED.get(str(record.get("task")), "trained")
     return f"{sized}, {trained} on {escape(sections.dataset_of(record).name)}."
 
 
