@@ -62,15 +62,13 @@ class RunArguments:
     """What is run."""
 
     config: str | None = field(
-        default=None, metadata={"help": "A recipe by name (lm/lstm, see `hf-seqmodels list`) or a YAML file."}
+        default=None, metadata={"help": "A recipe by name (`hf-seqmodels list`) or a YAML file."}
     )
     task: str = field(
         default="causal-lm",
-        metadata={"help": "What the model learns, as masked-lm or seq2seq-lm.", "choices": [*TASKS]},
+        metadata={"help": "What the model learns.", "choices": [*TASKS]},
     )
-    model_type: str | None = field(
-        default=None, metadata={"help": "The architecture: ours (seq_lstm) or one of transformers (gpt2)."}
-    )
+    model_type: str | None = field(default=None, metadata={"help": "seq_lstm, …, or one of transformers, as gpt2."})
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run's results in output_dir first."})
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
     emissions_country: str | None = field(
@@ -86,13 +84,13 @@ class DataArguments:
     dataset: str = field(
         default="pydoc_topics",
         metadata={
-            "help": "English text that every Python carries, text or piano_rolls from path, or a task made in code.",
+            "help": "text or piano_rolls of path, or one made in code.",
             "choices": [*DATASETS],
         },
     )
     path: str | None = field(
         default=None,
-        metadata={"help": "Where text or piano_rolls lie: a folder, its name in data_dir, or a Hub id user/name."},
+        metadata={"help": "A folder, its name in data_dir, or a Hub id user/name."},
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder of data sets; $HF_SEQMODELS_DATA, data or ../shared/data if left out."}
@@ -108,7 +106,7 @@ class DataArguments:
     test_file: str | None = field(default=None, metadata={"help": "A text file for the final score."})
     tokenizer: str = field(
         default="characters",
-        metadata={"help": "characters, bytes, words, bpe (from the training text), or a tokenizer to load."},
+        metadata={"help": "characters, bytes, words, bpe, or one to load."},
     )
     vocabulary_size: int | None = field(
         default=None, metadata={"help": "Most tokens of tokenizer=words (all if left out) or bpe (8192)."}
@@ -116,7 +114,7 @@ class DataArguments:
     block_size: int = field(default=128, metadata={"help": "Tokens predicted per window."})
     windows: Literal["shuffled", "streams"] = field(
         default="shuffled",
-        metadata={"help": "Windows in random order, or the text as one stream per row of the batch, in its order."},
+        metadata={"help": "In random order, or as one stream per row."},
     )
     random_lengths: bool = field(
         default=False, metadata={"help": "Windows of streams of random length around block_size (AWD-LSTM)."}
@@ -140,7 +138,7 @@ class SeqTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
     optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "rmsprop", "nt_asgd"] = field(
         default="adamw_torch_fused",
-        metadata={"help": "nt_asgd is SGD that averages once it stalls (AWD-LSTM)."},
+        metadata={"help": "nt_asgd: SGD, averaged once it stalls."},
     )
     momentum: float = field(default=0.0, metadata={"help": "Of sgd and rmsprop."})
     rmsprop_alpha: float = field(default=0.99, metadata={"help": "Decay of rmsprop's mean of squares."})
@@ -157,23 +155,19 @@ class SeqTrainingArguments(TrainingArguments):
     decay_patience: int = field(
         default=0, metadata={"help": "Evaluations without a better loss that plateau waits before it decays."}
     )
-    carry_state: bool = field(
-        default=False, metadata={"help": "A window of a stream starts from the state its row ended the last one with."}
-    )
+    carry_state: bool = field(default=False, metadata={"help": "Windows of a stream start in the last one's state."})
     auto_micro_batch: bool = field(
         default=False,
         metadata={"help": "Out of memory: halve the micro-batch, accumulate twice, start anew."},
     )
     max_minutes: float | None = field(
-        default=None, metadata={"help": "Stop training after so many minutes, those before a resume included."}
+        default=None, metadata={"help": "Stop after so many, those before a resume included."}
     )
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps; below 1, as a share of all steps."})
-    weight_decay: float = field(
-        default=0.01, metadata={"help": "With AdamW on matrices only, not embeddings; else L2 on all."}
-    )
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW: of matrices; else L2 of all weights."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Longest gradient (L2); 0 turns clipping off."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the training data."})
-    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; when set, it replaces num_train_epochs."})
+    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps, in place of num_train_epochs."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Sequences per process and micro-step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Sequences per process in evaluation."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-steps per optimizer step."})

@@ -52,6 +52,8 @@ _RARE = (
     "streaming",
     "random_lengths",
     "reset_at_documents",
+    "vocabulary_size",
+    "expect_processes",
 )
 
 
