@@ -27,7 +27,7 @@ examples:
 MUSIC = {"steps": 64, "prompt_steps": None, "data": None, "data_dir": None, "tempo": 100.0}
 TEXT = {"max_new_tokens": 200}
 CHORD = (48, 55, 64, 72)  # C major in four voices
-KINDS = {"music": MUSIC, "text": TEXT}
+KINDS: dict[str, dict[str, Any]] = {"music": MUSIC, "text": TEXT}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

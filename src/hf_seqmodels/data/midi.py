@@ -61,7 +61,8 @@ def read_midi(path: str | Path) -> np.ndarray:
         raise ValueError(f"'{path}' is no MIDI file ({type(error).__name__}: {error}); give another") from None
     if not 0 < midi.ticks_per_beat < 0x8000:
         raise ValueError(f"'{path}' counts time in frames; a step is a quarter note, so give a file that has them")
-    now, struck, notes = 0, {}, []
+    now, notes = 0, []
+    struck: dict[tuple[int, int], int] = {}
     for message in messages:
         now += message.time
         if message.type not in ("note_on", "note_off"):

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 SHORTEST = 5  # steps of a window of random length (Merity 2017, section 5)
@@ -52,6 +51,7 @@ class StreamDataset(Dataset):
         start_id: int | None = None,
     ):
         self.rows, self.block_size, self.seed = rows, block_size, seed
+        self._windows: list[np.ndarray] | None = None
         self.stream = np.asarray(stream)
         if documents is not None:
             if random_lengths or start_id is None:
@@ -59,7 +59,7 @@ class StreamDataset(Dataset):
             self._windows = _document_windows(self.stream, np.asarray(documents), rows, block_size)
             self._start_id, self.num_windows = start_id, max(map(len, self._windows))
             return
-        self._windows, targets = None, len(self.stream) - 1
+        targets = len(self.stream) - 1
         if targets < rows:
             raise ValueError(
                 f"a stream of {len(self.stream)} tokens is too short for {rows} rows: each needs a token to predict; "
@@ -145,10 +145,3 @@ def _document_windows(stream: np.ndarray, documents: np.ndarray, rows: int, bloc
         cuts.append(int(begins[min(max(nearest, earliest), len(begins) - (rows - row))]))
     return np.split(table, cuts[1:])
 
-
-def cut_windows(dataset: StreamDataset, epoch: int = 0) -> list[torch.Tensor]:
-    """`input_ids` of each window of an epoch, (R, up to T) padded with −1: for looking at."""
-    items = [[dataset[(epoch, w * dataset.rows + r)]["input_ids"] for r in range(dataset.rows)]
-             for w in range(dataset.num_windows)]  # fmt: skip
-    pad = torch.nn.utils.rnn.pad_sequence
-    return [pad([torch.as_tensor(ids) for ids in row], batch_first=True, padding_value=-1) for row in items]

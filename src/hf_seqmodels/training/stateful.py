@@ -64,7 +64,7 @@ class CarriedState:
 
     def __init__(self, model: PreTrainedModel):
         self.config = model.config
-        self.caches: dict[int, DynamicCache] = {}
+        self.caches: dict[int, Any] = {}  # of DynamicCaches, whose layers are [`RecurrentCacheLayer`]s
         if not isinstance(model, RecurrentPreTrainedModel):
             raise ConfigError(
                 f"carry_state needs a recurrent state, which {type(model).__name__} does not have; "
