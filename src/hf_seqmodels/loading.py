@@ -180,6 +180,14 @@ def make_windows(streams: Mapping[str, np.ndarray], block_size: int) -> dict[str
     return {split: window_dataset(stream, block_size) for split, stream in streams.items()}
 
 
+def counted(skipped: Mapping[str, int], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What was left out of the data, and what the splits hold: a line each, where there is something to say."""
+    lines = []
+    if any(skipped.values()):
+        lines.append("examples left out: " + ", ".join(f"{split} {count:,}" for split, count in skipped.items()))
+    return [*lines, f"data: {counts_in_words(counts)}"] if counts else lines
+
+
 def counts_in_words(counts: Mapping[str, Mapping[str, int]]) -> str:
     """What the splits hold, in a line."""
     parts = []
@@ -199,6 +207,14 @@ def _load_rolls(config: RunConfig) -> RunData:
             raise ConfigError(f"{name}={config.model.get(name)} does not fit piano rolls; it must be {value}")
     splits = {"train": "train", "validation": "validation", "test": wanted.test_split}
     rolls, skipped = load_piano_rolls(str(wanted.path), wanted.data_dir, splits)
+    model = config.model_config()
+    most = getattr(model, "max_position_embeddings", None)
+    steps = max(len(pitches) for rows in rolls.values() for pitches in rows["pitches"])
+    if most is not None and getattr(model, "positions", "learned") == "learned" and steps > most:
+        raise ConfigError(
+            f"pieces have up to {steps} steps and the model {most} positions; use --positions rotary, or "
+            f"--max_position_embeddings {steps}"
+        )
     return RunData(dict(rolls), None, content_hash(rolls), skipped=skipped)
 
 

@@ -12,7 +12,7 @@ from hf_seqmodels.config import parse
 from hf_seqmodels.data import PianoRollCollator, load_piano_rolls, to_pitches, to_roll
 from hf_seqmodels.loading import load_data
 from hf_seqmodels.metrics import load_metric
-from hf_seqmodels.run import run
+from hf_seqmodels.run import main, run
 from hf_seqmodels.training.batches import BatchOrder, FilledDataset
 from music_cases import ROLLS, make_pieces, music_argv, write_music, write_split
 
@@ -64,6 +64,35 @@ def test_bad_pieces_are_named(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message) as error:
         load_piano_rolls(str(folder))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pitches", "kind"),
+    [([[60.5], [61.0]], "double"), ([["C4"], ["D4"]], "string"), ([60, 61], "int64"), (60, "int64")],
+)
+def test_pitches_of_another_kind_are_refused(tmp_path, pitches, kind):
+    folder = write_music(tmp_path / "music", validation=[{"id": 0, "n_steps": 2, "pitches": pitches}])
+    with pytest.raises(ValueError, match=rf"validation.parquet: column 'pitches' holds .*{kind}.*, which are whole"):
+        load_piano_rolls(str(folder))
+
+
+def test_pieces_longer_than_the_positions_are_refused_before_anything_runs(tmp_path, capsys):
+    longest = max(len(one["pitches"]) for rows in load_piano_rolls(str(write_music(tmp_path / "music")))[0].values()
+                  for one in rows)  # fmt: skip
+    learned = ["--num_attention_heads", "2", "--positions", "learned", "--max_steps", "1", "--disable_tqdm", "true"]
+
+    def train(positions):
+        options = [*learned, "--max_position_embeddings", str(positions)]
+        name = f"run{positions}"
+        argv = music_argv(tmp_path / "music", tmp_path / name, *options, model_type="seq_transformer_decoder")
+        return main(argv), (tmp_path / name).exists()
+
+    assert train(longest - 1) == (2, False)
+    told = (
+        f"pieces have up to {longest} steps and the model {longest - 1} positions; use --positions rotary, or --max_"
+    )
+    assert told in capsys.readouterr().err
+    assert train(longest) == (0, True)
 
 
 def test_what_is_missing_is_named(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 from datasets import Dataset, DatasetDict
 
 from .sources import SPLITS, find_data, load_splits
@@ -35,13 +36,16 @@ def load_piano_rolls(
 
     Raises:
         FileNotFoundError: as [`load_splits`].
-        ValueError: as [`load_splits`]; or a pitch is outside the keyboard or twice in a step, `n_steps` is another
-            number than the steps there, a piece has no step, or a split no piece of two steps.
+        ValueError: as [`load_splits`]; or pitches are no lists of whole numbers, a pitch is outside the keyboard or
+            twice in a step, `n_steps` is another number than the steps there, a piece has no step, or a split no piece
+            of two steps.
     """
     place = find_data(path, data_dir)
     rows, splits, left_out = load_splits(path, data_dir, wanted, COLUMNS), {}, {}
     for split, name in wanted.items():
-        where = str(place / f"{name}.parquet") if isinstance(place, Path) else f"{place}, split {name}"
+        file = Path(place, f"{name}.parquet")
+        where = str(file) if file.is_file() else f"{place}, split {name}"
+        check_kind(rows[split].features.arrow_schema.field("pitches").type, where)
         pieces, kept = rows[split].to_list(), []
         for number, piece in enumerate(pieces):
             check_piece(piece, f"{where}: row {number} (id {piece['id']})")
@@ -52,6 +56,20 @@ def load_piano_rolls(
         splits[split] = Dataset.from_list([{name: pieces[i][name] for name in ("id", "pitches")} for i in kept])
         left_out[split] = len(pieces) - len(kept)
     return DatasetDict(splits), left_out
+
+
+def check_kind(kind: pyarrow.DataType, where: str) -> None:
+    """Raise ValueError, beginning with `where`, unless a column's type is lists of lists of whole numbers.
+
+    Lists that are empty or missing in every row say nothing of what they would hold; `check_piece` reads them.
+    """
+    found, depth = kind, 0
+    while hasattr(found, "value_type") and depth < 3:
+        found, depth = found.value_type, depth + 1
+    whole_numbers, nothing = pyarrow.types.is_integer(found) and depth == 2, pyarrow.types.is_null(found) and depth < 3
+    if not (whole_numbers or nothing):
+        rule = "must hold for each step the list of its MIDI pitches, which are whole numbers"
+        raise ValueError(f"{where}: column 'pitches' holds {kind} and {rule}; write the file again so")
 
 
 def check_piece(piece: Mapping[str, Any], where: str) -> None:
