@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import stat
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from transformers import CTRLTokenizer
 
 from hf_seqmodels.data import build_tokenizer, content_hash, token_streams
 from hf_seqmodels.data.encoding import TokenStream, encode
@@ -67,6 +69,19 @@ def test_whatever_decides_the_stream_decides_the_file(tokenizer):
     files = {*others, cache_file(CONTENT, tokenizer, "eos")}
     assert len(files) == len(others) + 1
     assert {file.parent for file in files} == {cache_folder()}
+
+
+def test_tokenizers_written_in_python_differ_by_more_than_their_vocabulary(tmp_path):
+    files = []
+    for name, merges in {"first": ["o n", "on e</w>"], "second": ["n e</w>", "o ne</w>"]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+        words = ["<unk>", "</s>", "o@@", "n@@", "e", "on@@", "ne", "one"]
+        (tmp_path / name / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        paths = [str(tmp_path / name / file) for file in ("vocab.json", "merges.txt")]
+        made = [CTRLTokenizer(*paths, eos_token="</s>") for _ in range(2)]
+        files.append({cache_file(CONTENT, tokenizer, "eos") for tokenizer in made})
+    assert [len(same) for same in files] == [1, 1] and files[0] != files[1]
 
 
 def test_a_call_that_pads_does_not_change_the_file(tokenizer):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from datasets import Dataset
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from hf_seqmodels.data import BUILT, build_tokenizer
@@ -135,6 +136,13 @@ def test_a_tokenizer_that_was_added_to_takes_no_shortcut(name):
     special = build(name)
     special.split_special_tokens = False
     assert _shortcut(special) is None
+
+
+def test_bytes_that_begin_with_a_space_take_no_shortcut():
+    tokenizer = build("bytes")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+    assert _shortcut(tokenizer) is None
+    assert len(encode(Dataset.from_dict({"text": ["cat"]}), tokenizer, "nothing").ids) == 4
 
 
 def test_streams_hold_every_row_and_count_it():

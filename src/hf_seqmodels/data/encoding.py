@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -126,7 +127,8 @@ def _shortcut(tokenizer: PreTrainedTokenizerBase) -> Encoder | None:
         return _by_character(model["vocab"], tokenizer.unk_token_id)
     if model["type"] == "WordLevel" and before == {"type": "WhitespaceSplit"}:
         return _by_word(model["vocab"], tokenizer.unk_token_id)
-    if model["type"] == "BPE" and not model["merges"] and before.get("use_regex") is False:
+    plain = before.get("use_regex") is before.get("add_prefix_space") is False
+    if model["type"] == "BPE" and not model["merges"] and plain:
         return _by_byte(model["vocab"])
     return None
 
@@ -165,7 +167,8 @@ def _by_word(vocabulary: Mapping[str, int], unknown: int) -> Encoder:
 def stream_settings(tokenizer: PreTrainedTokenizerBase, row_end: str) -> dict[str, Any]:
     """Everything beside the text that decides a stream, as JSON values: to know an old one again."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    # What decides the tokens of one written in Python (merges, lower case, …) only the whole of it says.
+    parts = json.loads(backend.to_str()) if backend is not None else {"pickled": Hasher.hash(tokenizer)}
     for name in ("padding", "truncation"):  # of the last call, not of the tokenizer
         parts.pop(name, None)
     return {
