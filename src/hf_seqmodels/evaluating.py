@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         print(f"hf-seqmodels evaluate: error: {one_line(error)}", file=sys.stderr)
         return 2
+    from .loading import counted
+
+    read = record["data"]
+    for line in counted(read["skipped"], {read["split"]: read["counts"]} if read["counts"] else {}):
+        print(line, file=sys.stderr)
     for name, value in record["scores"].items():
         print(f"{name} {value:.6f}" if isinstance(value, float) else f"{name} {value}")
     return 0
@@ -115,12 +120,7 @@ def evaluate(
         check_new_file(output)
     disable_progress_bar()
     start = time.perf_counter()
-    try:
-        model, tokenizer = load(name)
-    except OSError as error:
-        raise ConfigError(
-            f"'{name}' is no folder here and cannot be had from the Hub; check the name ({one_line(error)})"
-        ) from None
+    model, tokenizer = load(name)
     run = recorded_config(Path(name))
     task = task_of_model(model, run)
     wanted = data_arguments(task, run, data, data_options)
@@ -224,8 +224,11 @@ def _run_config(task: str, model: Any, data: DataArguments, training: Mapping[st
     carries = bool(training.get("carry_state"))
     check_ranges({"block_size": data.block_size, **training})
     check_data(task, data, carries)
+    # A split train is read in as many rows as others are.
+    rows = training.get("per_device_eval_batch_size", SeqTrainingArguments.per_device_eval_batch_size)
     arguments = SeqTrainingArguments(
-        output_dir=scratch, report_to="none", eval_strategy="no", save_strategy="no", load_best_model_at_end=False,
+        output_dir=scratch, per_device_train_batch_size=rows,
+        report_to="none", eval_strategy="no", save_strategy="no", load_best_model_at_end=False,
         **training,
     )  # fmt: skip
     return RunConfig(RunArguments(task=task, model_type=model.config.model_type), {}, data, arguments, {})

@@ -111,7 +111,11 @@ def generate(options: argparse.Namespace) -> str:
 
 
 def load(name: str) -> tuple[Any, Any]:
-    """Model and tokenizer (None without one), from a folder or from the Hub; a model's own code is never run."""
+    """Model and tokenizer (None without one), from a folder or from the Hub; a model's own code is never run.
+
+    Raises:
+        ValueError, OSError: there is none, or it cannot be read.
+    """
     from .hub.saved import load_strict, load_tokenizer, read_record
 
     if Path(name).is_dir():
@@ -119,6 +123,15 @@ def load(name: str) -> tuple[Any, Any]:
         return load_strict(Path(name)), load_tokenizer(Path(name))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ValueError(f"'{name}' is no folder here and no name of a repository: write user/name")
+    try:
+        return _from_hub(name)
+    except OSError as error:
+        raise ValueError(
+            f"'{name}' is no folder here and cannot be had from the Hub; check the name ({one_line(error)})"
+        ) from None
+
+
+def _from_hub(name: str) -> tuple[Any, Any]:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(name)

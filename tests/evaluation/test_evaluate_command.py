@@ -113,6 +113,19 @@ def test_another_data_set_is_read_with_the_tokenizer_of_the_run(trained, sky):
         evaluate(str(trained["streams"]), data="other", column="text", split="validation")
 
 
+def test_the_split_it_learned_from_is_read_in_as_many_rows_as_others(trained):
+    record = evaluate(str(trained["streams"]), split="train")
+    assert record["scores"]["tokens"] == record["data"]["counts"]["tokens"] - 1 == 60 * 7 - 1
+
+
+def test_what_was_read_and_left_out_is_said_beside_the_scores(trained, sky, capsys):
+    (sky / "far").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"line": ["sun", "", "sky ring"]}), sky / "far/test.parquet")
+    assert main([str(trained["streams"]), "--data", "far", "--batch_size", "1"]) == 0
+    said = capsys.readouterr().err
+    assert said == "data: test 6 tokens in 3 rows, 1 blank rows, 1 unknown tokens\n"
+
+
 def test_a_model_of_transformers_gets_what_its_own_loss_says(gpt2):
     record = evaluate(str(gpt2), data="sky", column="line", block_size=15, batch_size=4)
     model, tokenizer = GPT2LMHeadModel.from_pretrained(gpt2).eval(), build_tokenizer("words", ROWS["train"])
@@ -167,6 +180,7 @@ def test_misfits_are_one_line(trained, gpt2, sky, capsys):
     column = ["--column", "line"]
     wrong = {
         ("gpt2",): "no run says what to score the model on; --data takes",
+        ("shuffled", "--split", "dev"): "(dev.parquet or dev.txt); put it there, or name another split",
         ("absent",): "'absent' is no folder here and cannot be had from the Hub; check the name (",
         ("gpt2", "--data", "sky", "--block_size", "8"): "test.parquet: there is no column 'text' among line",
         ("gpt2", "--data", "night", "--block_size", "8"): "there is no data set 'night' in",

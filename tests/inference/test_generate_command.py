@@ -213,11 +213,12 @@ def test_text_is_drawn_by_seed_and_begins_without_a_prompt(writer, capsys):
         ("music", ["--prompt", "test:0", "--prompt_steps", "99"], "--prompt_steps 99 is more than the"),
         ("music", ["--output", "no/such/folder/a.mid"], "the folder of --output"),
         ("nothing", [], "is no folder here and no name of a repository"),
+        ("absent", [], "'absent' is no folder here and cannot be had from the Hub; check the name ("),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_in_one_line(trained, writer, tmp_path, monkeypatch, capsys, kind, argv, message):
     monkeypatch.chdir(tmp_path)
-    model = {"text": writer, "music": trained / "run", "nothing": tmp_path / "nothing"}[kind]
+    model = {"text": writer, "music": trained / "run", "nothing": tmp_path / "nothing", "absent": "absent"}[kind]
     assert main([str(model), *argv]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -212,20 +212,24 @@ def _found(path: str, data_dir: str | None, wanted: Mapping[str, str], keep_line
 
 def _from_files(folder: Path, wanted: Mapping[str, str], keep_line_ends: bool) -> Found | None:
     """The data set's split → its rows and the file's name, from `<split>.parquet` or `.txt`; None if there is none."""
-    files = {name: [folder / f"{name}{ending}" for ending in (".parquet", ".txt")] for name in wanted.values()}
-    there = {name: next((file for file in both if file.is_file()), None) for name, both in files.items()}
-    if not any(there.values()):
+    there = {name: _file_of(folder, name) for name in wanted.values()}
+    if not any(there.values()) and not any(_file_of(folder, name) for name in SPLITS):
         return None
     missing = [name for name, file in there.items() if file is None]
     if missing:
         split = next(split for split, name in wanted.items() if name == missing[0])
-        raise FileNotFoundError(
-            f"'{folder}' has no split '{missing[0]}' ({missing[0]}.parquet or {missing[0]}.txt){_other_split(split)}"
-        )
+        files = f"{missing[0]}.parquet or {missing[0]}.txt"
+        raise FileNotFoundError(f"'{folder}' has no split '{missing[0]}' ({files}){_other_split(split, wanted)}")
     return {name: (_read(file, keep_line_ends), str(file)) for name, file in there.items() if file is not None}
 
 
-def _other_split(split: str) -> str:
+def _file_of(folder: Path, split: str) -> Path | None:
+    return next((file for ending in (".parquet", ".txt") if (file := folder / f"{split}{ending}").is_file()), None)
+
+
+def _other_split(split: str, wanted: Mapping[str, str]) -> str:
+    if len(wanted) == 1:
+        return "; put it there, or name another split"
     if split == "test":
         return "; put it there, or say which split gives the final score (--test_split validation)"
     return "; put it there"
@@ -251,7 +255,7 @@ def _from_library(place: Path | str, wanted: Mapping[str, str]) -> Found:
     for split, wished in wanted.items():
         if wished not in loaded:
             has = ", ".join(loaded)
-            raise ValueError(f"data set '{place}' has no split '{wished}', it has {has}{_other_split(split)}")
+            raise ValueError(f"data set '{place}' has no split '{wished}', it has {has}{_other_split(split, wanted)}")
     return {wished: (loaded[wished], f"{place}, split {wished}") for wished in wanted.values()}
 
 
