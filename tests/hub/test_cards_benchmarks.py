@@ -79,6 +79,12 @@ def test_a_language_model_shows_its_own_measure_first():
     text = card("ptb_word/lstm", words)
     assert "test, perplexity per token | test, bits per token |" in text and "| 99.48 | 6.640 |" in text
     assert "the text is read as one, with the state carried from window to window" in text
+    words["config"]["training"]["per_device_eval_batch_size"] = 20
+    assert "is read in 20 parts side by side, each as one, with the state carried" in card("ptb_word/lstm", words)
+    assert "test split of its own" not in text
+    words["config"]["data"] = {**WORDS, "test_split": "validation"}
+    said = "The data set has no test split of its own: test is validation again, which also chose the weights."
+    assert said in card("ptb_word/lstm", words)
     assert "for research, not to be handed on" in text and "language: en" in text and "; reached here" in text
     characters = card("ptb_char/lstm", {**words, "metrics": {"test": {"loss": 1.0, "bits_per_token": 1.4427}}})
     assert "test, bits per character |" in characters and "bits per token |" not in characters

@@ -163,8 +163,13 @@ def _explain(record: Record, beside: Sequence[Record], measures: Sequence[str]) 
         windows = record.get("task") == "causal-lm" and not _is_made(record) and block and not streams
         how = f"; each window of {block} tokens is read without the text before it" if windows else ""
         if streams and record.get("config", {}).get("training", {}).get("carry_state"):
-            how = "; the text is read as one, with the state carried from window to window"
+            rows = record["config"]["training"].get("per_device_eval_batch_size", 1) * record.get("world_size", 1)
+            parts = f" in {rows} parts side by side, each" if rows > 1 else ""
+            how = f"; the text is read{parts} as one, with the state carried from window to window"
         lines.append(f"Bits per token are the mean of −log2 p over all targets of a split{how}.")
+    if values.get("test_split") == "validation" and "test" in record.get("metrics", {}):
+        chosen = ", which also chose the weights" if record.get("best_step") else ""
+        lines.append(f"The data set has no test split of its own: test is validation again{chosen}.")
     digest = (record.get("batch_order") or {}).get("digest")
     if beside and digest:
         same = [other for other in beside if (other.get("batch_order") or {}).get("digest") == digest]
