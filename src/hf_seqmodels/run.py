@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from .arguments import ConfigError
 from .config import RESULTS, RunConfig, auto_class, one_line, parse
 from .data import SYNTHETIC, StreamDataset
-from .loading import RunData, counts_in_words, load_data
+from .loading import RunData, counted, load_data
 from .publishing import publish
 from .scores import text_scores
 from .tasks import task_of
@@ -214,10 +214,8 @@ def train(config: RunConfig, data: RunData, quiet: bool) -> tuple[SeqTrainer, Pu
 
 def tell(data: RunData) -> None:
     """Print what was counted in the data, and what was left out."""
-    if any(data.skipped.values()):
-        print("examples left out: " + ", ".join(f"{split} {count:,}" for split, count in data.skipped.items()))
-    if data.counts:
-        print(f"data: {counts_in_words(data.counts)}")
+    for line in counted(data.skipped, data.counts):
+        print(line)
 
 
 def prepare_output_dir(config: RunConfig, trainer: SeqTrainer) -> None:
