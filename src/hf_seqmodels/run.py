@@ -84,7 +84,8 @@ def cut_streams(config: RunConfig, data: RunData) -> RunData:
     """
     if config.data.windows != "streams" or data.windows:
         return data
-    args, seed, windows = config.training, config.training.data_seed or 0, {}
+    args, windows = config.training, {}
+    seed = args.seed if args.data_seed is None else args.data_seed
     for split, stream in (data.streams or {}).items():
         train = split == "train"
         one = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -133,7 +134,15 @@ def decided_by_data(data: RunData) -> dict[str, Any]:
 def check_positions(model_config: PreTrainedConfig, data: RunData) -> None:
     """Raise ConfigError if a row is longer than a model with learned positions can read."""
     longest = getattr(model_config, "max_position_embeddings", None)
-    if longest is None or data.texts is not None or getattr(model_config, "positions", "learned") != "learned":
+    if longest is None or getattr(model_config, "positions", "learned") != "learned":
+        return
+    needed = max((rows.longest for rows in data.windows.values() if isinstance(rows, StreamDataset)), default=0)
+    if needed > longest:  # of random lengths: `parse` has seen the others
+        raise ConfigError(
+            f"random_lengths makes windows of up to {needed} tokens and the model has {longest} positions; lower "
+            "block_size, or leave random_lengths out"
+        )
+    if needed or data.texts is not None:
         return
     columns = [name for name in ("input_ids", "labels") if name in data.windows["train"].column_names]
     rows = (row[name] for split in data.windows.values() for row in split for name in columns)
@@ -312,7 +321,7 @@ def describe_data(config: RunConfig, data: RunData) -> dict[str, Any]:
 def longest_row(rows: Dataset, num_features: int | None = None) -> int:
     """Tokens, frames, or steps (of `num_features` numbers each) of the longest row."""
     if isinstance(rows, StreamDataset):
-        return rows.block_size
+        return rows.longest
     if "shape" in rows.column_names:
         return max(int(shape[0]) for shape in rows["shape"])
     if "input_features" in rows.column_names:  # flat, and all rows are equally long

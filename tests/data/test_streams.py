@@ -54,6 +54,17 @@ def test_random_lengths_are_those_of_the_paper_and_come_in_another_order_each_ep
     assert cuts[0] == cuts[1] != cuts[2]
 
 
+def test_the_longest_window_is_known():
+    def found(dataset):
+        return max(len(ids) for epoch in (0, 1) for row in rows_of(dataset, epoch) for ids, _, _ in row)
+
+    drawn = StreamDataset(np.arange(4000), 3, 30, random_lengths=True)
+    assert drawn.longest == found(drawn) > 30
+    assert StreamDataset(STREAM, 4, 9).longest == 9 and StreamDataset(STREAM, 4, 90).longest == 26
+    parted = StreamDataset(STREAM, 2, 90, documents=DOCUMENTS, start_id=1)
+    assert parted.longest == found(parted) == 35
+
+
 def test_a_stream_shorter_than_the_batch_is_refused():
     with pytest.raises(ValueError, match=r"4 tokens is too short for 5 rows.*at most 3"):
         StreamDataset(np.arange(4), 5, 9)
@@ -114,5 +125,8 @@ def test_collator_pads_and_marks():
     nothing = {"input_ids": np.empty(0, np.int64), "shift_labels": np.empty(0, np.int64), "starts": True}
     batch = StreamCollator(0, 200)([dataset[0], nothing])
     assert batch["attention_mask"][1].sum() == 0 and batch["starts"].tolist() == [True, True]
+    batch = StreamCollator(3, 200)([nothing, nothing])
+    assert batch["input_ids"].tolist() == [[3], [3]] and batch["attention_mask"].tolist() == [[0], [0]]
+    assert batch["labels"].tolist() == batch["shift_labels"].tolist() == [[-100], [-100]]
     with pytest.raises(ValueError, match="outside the vocabulary"):
         StreamCollator(0, 5)([dataset[0]])

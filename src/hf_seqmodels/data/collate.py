@@ -70,14 +70,19 @@ class StreamCollator(TokenCollator):
     """Rows of a `StreamDataset` → `input_ids`, `attention_mask`, `labels`, `shift_labels` (B, T) and `starts` (B,).
 
     The targets are the tokens after the inputs, the last one outside the window: heads read them as `shift_labels`.
-    `labels` are the same, for who asks whether a batch has targets. Rows without tokens are all padding.
+    `labels` are the same, for who asks whether a batch has targets. Rows without tokens are all padding; a batch of
+    nothing else is one step long, since models refuse to read none.
     """
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         _check_rows(rows)
         targets = _pad([row["shift_labels"] for row in rows], -100)
         starts = torch.tensor([bool(row["starts"]) for row in rows])
-        return self.pad_inputs(rows) | {"labels": targets, "shift_labels": targets, "starts": starts}
+        batch = self.pad_inputs(rows) | {"labels": targets, "shift_labels": targets}
+        if not targets.shape[1]:
+            fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": -100, "shift_labels": -100}
+            batch = {name: torch.full((len(rows), 1), value) for name, value in fill.items()}
+        return batch | {"starts": starts}
 
 
 class Seq2SeqCollator(TokenCollator):

@@ -54,8 +54,13 @@ class StreamDataset(Dataset):
         self._windows: list[np.ndarray] | None = None
         self.stream = np.asarray(stream)
         if documents is not None:
-            if random_lengths or start_id is None:
-                raise ValueError("documents are cut into windows of block_size and need a start_id: give both so")
+            if random_lengths:
+                raise ValueError("documents are cut into windows of block_size: random_lengths must be False")
+            if start_id is None:
+                raise ValueError(
+                    "each document is predicted from a start_id and there is none: choose a tokenizer with an end "
+                    "token, or leave reset_at_documents out"
+                )
             self._windows = _document_windows(self.stream, np.asarray(documents), rows, block_size)
             self._start_id, self.num_windows = start_id, max(map(len, self._windows))
             return
@@ -77,6 +82,13 @@ class StreamDataset(Dataset):
         return self.rows * self.num_windows
 
     @property
+    def longest(self) -> int:
+        """Steps of the longest window of any epoch."""
+        if self._windows is not None:
+            return int(max((last - first).max() for first, last, _ in (rows.T for rows in self._windows)))
+        return int(np.diff(self.cuts(0)).max())
+
+    @property
     def num_targets(self) -> int:
         """Predictions in an epoch."""
         return len(self.stream) - (self._windows is None)
@@ -84,10 +96,12 @@ class StreamDataset(Dataset):
     def _draw_lengths(self) -> np.ndarray:
         rng = np.random.default_rng([self.seed, 0])
         lengths: list[int] = []
-        while sum(lengths) < self._steps:
+        left = self._steps
+        while left > 0:
             mean = self.block_size if rng.random() >= HALF_AS_LONG else self.block_size / 2
             lengths.append(max(SHORTEST, int(rng.normal(mean, DEVIATION))))
-        lengths[-1] -= sum(lengths) - self._steps
+            left -= lengths[-1]
+        lengths[-1] += left
         return np.array(lengths)
 
     def cuts(self, epoch: int) -> np.ndarray:
@@ -144,4 +158,3 @@ def _document_windows(stream: np.ndarray, documents: np.ndarray, rows: int, bloc
         earliest = int(np.searchsorted(begins, cuts[-1], side="right"))
         cuts.append(int(begins[min(max(nearest, earliest), len(begins) - (rows - row))]))
     return np.split(table, cuts[1:])
-
