@@ -223,6 +223,8 @@ class SeqTrainingArguments(TrainingArguments):
         ):
             raise ValueError(f"lr_scheduler_kwargs={shape} is not supported; the cosine alone has one, num_cycles")
         check_optimizing(self)
+        if self.carry_state and self.activation_checkpointing:
+            raise ConfigError("carry_state and activation_checkpointing exclude each other; leave one of them out")
         check_pushing(self)
 
 

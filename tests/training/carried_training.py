@@ -31,7 +31,14 @@ def tiny(model_type: str) -> torch.nn.Module:
 
 
 def make_trainer(
-    model_type: str, batch: int, accumulation: int, folder: str, random_lengths=False, documents=None, **options
+    model_type: str,
+    batch: int,
+    accumulation: int,
+    folder: str,
+    random_lengths=False,
+    documents=None,
+    ids=IDS,
+    **options,
 ) -> SeqTrainer:
     world = int(os.environ.get("WORLD_SIZE", 1))
     args = SeqTrainingArguments(
@@ -49,7 +56,7 @@ def make_trainer(
     return SeqTrainer(
         model=tiny(model_type),
         args=args,
-        train_dataset=StreamDataset(IDS, rows, BLOCK, random_lengths, **cut),
+        train_dataset=StreamDataset(ids, rows, BLOCK, random_lengths, **cut),
         eval_dataset=StreamDataset(IDS[:101], 2, BLOCK),
         data_collator=StreamCollator(0, VOCABULARY),
         quiet=True,

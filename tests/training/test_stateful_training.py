@@ -6,15 +6,18 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from carried_training import BLOCK, DOCUMENTS, IDS, make_trainer, tiny, train
 from test_distributed import launch
-from transformers import TrainerCallback
+from transformers import GPT2Config, TrainerCallback
 
 from hf_seqmodels.arguments import ConfigError, SeqTrainingArguments
 from hf_seqmodels.data import StreamCollator, StreamDataset
+from hf_seqmodels.loading import RunData
+from hf_seqmodels.run import check_positions
 from hf_seqmodels.training import SeqTrainer
 
 RECURRENT = ("seq_rnn", "seq_lstm", "seq_gru", "seq_attention_rnn")
@@ -92,6 +95,17 @@ def test_accumulated_windows_carry_their_own_rows(tmp_path):
     assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-5)
 
 
+@pytest.mark.parametrize("model_type", ["seq_gru", "seq_attention_rnn"])
+def test_rows_that_end_before_others_leave_micro_batches_without_tokens(tmp_path, model_type):
+    """57 targets in 4 rows: the third window of 7 has a token in the first row alone. Documents: 3 rows end early."""
+    for options in ({"ids": IDS[:58]}, {"ids": IDS[:100], "documents": [0, 60, 70, 80]}):
+        whole = train(model_type, 4, 1, str(tmp_path), **options)
+        parts = train(model_type, 1, 4, str(tmp_path), **options)
+        assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+        for name in ("batch_order", "targets"):
+            assert parts[name] == whole[name]
+
+
 def test_two_processes_carry_the_rows_of_one(tmp_path):
     alone = train("seq_gru", 4, 1, str(tmp_path / "a"))
     script, out = Path(__file__).with_name("carried_training.py"), tmp_path / "record.json"
@@ -164,6 +178,14 @@ def test_a_checkpoint_without_states_is_refused(tmp_path):
         train("seq_gru", 4, 1, str(tmp_path), resume=True, **options)
 
 
+@pytest.mark.parametrize(("before", "after"), [((4, 1), (2, 2)), ((1, 2), (1, 1)), ((4, 1), (8, 1))])
+def test_a_checkpoint_of_other_rows_is_refused(tmp_path, before, after):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    train("seq_gru", *before, str(tmp_path), **options)
+    with pytest.raises(ConfigError, match=rf"in {before[1]} micro-batches and this run has {after[1]} of {after[0]}:"):
+        train("seq_gru", *after, str(tmp_path), resume=True, **options)
+
+
 # ---- what cannot be carried ---------------------------------------------------------------------------------------
 
 
@@ -177,6 +199,17 @@ def test_models_without_a_bounded_state_are_refused(tmp_path):
     model.config.window = None
     with pytest.raises(ConfigError, match="window=None"):
         SeqTrainer(model=model, args=args, quiet=True)
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
+        with pytest.raises(ConfigError, match="carry_state and activation_checkpointing exclude each other"):
+            SeqTrainingArguments(output_dir=str(tmp_path), carry_state=True, **{name: True})
+
+
+def test_windows_of_random_length_need_positions():
+    data = RunData({"train": StreamDataset(np.arange(4000), 2, 30, random_lengths=True)}, None, "")
+    longest = data.windows["train"].longest
+    check_positions(GPT2Config(n_positions=longest), data)
+    with pytest.raises(ConfigError, match=rf"up to {longest} tokens and the model has {longest - 1} positions"):
+        check_positions(GPT2Config(n_positions=longest - 1), data)
 
 
 def test_rows_and_batches_that_do_not_fit_are_refused(tmp_path):

@@ -67,13 +67,11 @@ class CarriedState:
         self.caches: dict[int, Any] = {}  # of DynamicCaches, whose layers are [`RecurrentCacheLayer`]s
         if not isinstance(model, RecurrentPreTrainedModel):
             raise ConfigError(
-                f"carry_state needs a recurrent state, which {type(model).__name__} does not have; "
+                f"carry_state needs the recurrent state of our models, which {type(model).__name__} does not have; "
                 "leave carry_state out: its windows are then read each on its own"
             )
         if getattr(self.config, "window", 0) is None:
             raise ConfigError("carry_state with window=None would remember every token of an epoch; set --window 50")
-        if getattr(model, "is_activation_checkpointing", False) or model.base_model.gradient_checkpointing:
-            raise ConfigError("carry_state and gradient_checkpointing exclude each other; leave one of them out")
 
     def attach(self, inputs: dict[str, Any], slot: int) -> dict[str, Any]:
         """The inputs of a micro-batch with the state that its rows carry; `starts` (B,) is taken out of them.
@@ -113,11 +111,18 @@ class CarriedState:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / NAME.format(rank=rank), metadata={"tokens": json.dumps(tokens)})
 
-    def load(self, folder: Path, rank: int, processes: int) -> None:
+    def load(self, folder: Path, rank: int, processes: int, micro_batches: int, rows: int) -> None:
         """Go on from what `save` wrote, as the same of as many processes.
 
+        Args:
+            folder: the checkpoint.
+            rank, processes: this process of so many.
+            micro_batches: of a step of this process.
+            rows: of a micro-batch.
+
         Raises:
-            ConfigError: the checkpoint is of another number of processes, has no states, or its file is damaged.
+            ConfigError: the checkpoint is of another number of processes, or of other rows or micro-batches; has no
+                states; or its file is damaged.
         """
         found = len(list(folder.glob(NAME.format(rank="*"))))
         if found != processes:
@@ -139,6 +144,13 @@ class CarriedState:
             cache = self.caches.setdefault(slot, DynamicCache(config=self.config))
             states = {name.rpartition(".")[2]: t for name, t in tensors.items() if name.rpartition(".")[0] == place}
             cache.layers[number].write_states(states, count)
+        held = {name.partition(".")[0]: len(state) for name, state in tensors.items()}
+        if held != {str(slot): rows for slot in range(micro_batches)}:
+            raise ConfigError(
+                f"'{folder}' carries the states of {'+'.join(map(str, held.values()))} rows in {len(held)} "
+                f"micro-batches and this run has {micro_batches} of {rows}: resume with the batch size and "
+                "accumulation steps that it was started with, or start anew with --overwrite"
+            )
 
 
 def _begin_anew(layer: Any, starts: torch.Tensor) -> None:

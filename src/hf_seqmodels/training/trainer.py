@@ -176,9 +176,9 @@ class SeqTrainer(Optimizing, Fitting, Pushing):
             check_checkpoint(Path(resume_from_checkpoint))
             self.batch_order.load(Path(resume_from_checkpoint))
             if self.carried is not None:
-                self.carried.load(
-                    Path(resume_from_checkpoint), self.accelerator.process_index, self.accelerator.num_processes
-                )
+                place = self.accelerator.process_index, self.accelerator.num_processes
+                sizes = self.args.gradient_accumulation_steps, self._train_batch_size
+                self.carried.load(Path(resume_from_checkpoint), *place, *sizes)
         with self._without_cache():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._check_loss()
