@@ -166,6 +166,22 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, stop, str
     assert resumed.pace()["averaged_iterates"] == whole.pace()["averaged_iterates"]
 
 
+@pytest.mark.parametrize("stop", [7, 12], ids=["before it waits", "as it waits"])
+def test_early_stopping_waits_as_long_in_a_resumed_run(tmp_path, stop):
+    """No evaluation is as much better as asked for: with a patience of two the third ends training, at step 15."""
+    options = {"max_steps": 30, "eval_strategy": "epoch", "save_strategy": "epoch", "max_minutes": 60}
+    options |= {"early_stopping_patience": 2, "early_stopping_threshold": 100.0, "load_best_model_at_end": True}
+    whole = small_trainer(tmp_path / "whole", **options)
+    whole.train()
+    stopped = small_trainer(tmp_path / "stopped", **options)
+    stopped.add_callback(OutOfTime(stop))
+    stopped.train()
+    assert [line["step"] for line in stopped.state.log_history if "eval_loss" in line][-1] == stop
+    resumed = small_trainer(tmp_path / "stopped", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 15
+
+
 def awd_trainer(folder: Path, **options) -> SeqTrainer:
     """The recipe of AWD-LSTM in small: carried state, random lengths, weight drop, averages."""
     args = SeqTrainingArguments(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
@@ -73,12 +73,25 @@ class Optimizing(Trainer):
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
         """As in the stock Trainer; optimizer and schedule hear the loss, unless the evaluation was not due."""
         skip_scheduler = skip_scheduler or self._clock.unscheduled
+        waited = [stopper.early_stopping_patience_counter for stopper in self._stoppers]
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if self._clock.unscheduled:
+            for stopper, count in zip(self._stoppers, waited, strict=True):
+                stopper.early_stopping_patience_counter = count
         listeners: tuple[Any, ...] = () if skip_scheduler else (self._bare_optimizer, self.lr_scheduler)
         for listener in listeners:
             if hasattr(listener, "evaluated"):
                 listener.evaluated(_loss(metrics))
         return metrics
+
+    def _load_callback_state(self):
+        """As in the stock Trainer, which forgets how long early stopping has waited unless told otherwise."""
+        super()._load_callback_state()
+        saved: Any = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__) or []
+        states = saved if isinstance(saved, list) else [saved]
+        for stopper, state in zip(self._stoppers, states, strict=False):
+            for name, value in state.get("attributes", {}).items():
+                setattr(stopper, name, value)
 
     def _save_checkpoint(self, model, trial):
         self._show_averages()
@@ -97,6 +110,11 @@ class Optimizing(Trainer):
     def _bare_optimizer(self) -> Any:
         """Without the wrapper that accelerate puts around it."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
+    def _stoppers(self) -> list[EarlyStoppingCallback]:
+        callbacks = self.callback_handler.callbacks
+        return [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
 
     @property
     def _clock(self) -> TimeLimit:
