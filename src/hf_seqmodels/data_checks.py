@@ -142,6 +142,11 @@ def check_streaming(data: DataArguments, training: Mapping[str, Any]) -> None:
             f"dataloader_num_workers={training['dataloader_num_workers']} does not apply to streaming, whose "
             "processes agree on the end of each pass; leave it out"
         )
+    if training["lr_scheduler_type"] == "epoch_decay":
+        raise ConfigError(
+            "lr_scheduler_type=epoch_decay does not apply to streaming, which has no epochs; use constant, plateau, "
+            "linear or cosine"
+        )
     for name in ("eval_strategy", "save_strategy"):
         if getattr(training[name], "value", training[name]) == "epoch":
             raise ConfigError(

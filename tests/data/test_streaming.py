@@ -203,6 +203,7 @@ def test_a_resumed_run_goes_on_bit_exactly_also_in_the_next_pass(texts):
         (["--max_steps", "-1"], "streaming has no length.*--max_steps"),
         (["--tokenizer", "bpe"], "tokenizer=bpe is built from the training text"),
         (["--dataloader_num_workers", "2"], "dataloader_num_workers=2 does not apply to streaming"),
+        (["--lr_scheduler_type", "epoch_decay"], "epoch_decay does not apply to streaming"),
         (["--eval_strategy", "epoch"], "eval_strategy=epoch does not apply to streaming"),
         (["--windows", "streams"], "streaming never has the text as a whole"),
     ],
