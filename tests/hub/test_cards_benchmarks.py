@@ -79,6 +79,11 @@ def test_a_language_model_shows_its_own_measure_first():
     text = card("ptb_word/lstm", words)
     assert "test, perplexity per token | test, bits per token |" in text and "| 99.48 | 6.640 |" in text
     assert "the text is read as one, with the state carried from window to window" in text
+    words["data"]["longest"] = {"train": 35, "test": 35}
+    longest = (
+        "windows, in tokens: 35 in train, 35 in test. Each goes on from the state in which the one before it ended."
+    )
+    assert longest in (told := card("ptb_word/lstm", words)) and "Nothing longer" not in told
     words["config"]["training"]["per_device_eval_batch_size"] = 20
     assert "is read in 20 parts side by side, each as one, with the state carried" in card("ptb_word/lstm", words)
     assert "test split of its own" not in text

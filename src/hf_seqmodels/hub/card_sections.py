@@ -346,11 +346,13 @@ def _knows(record: Record) -> str:
 
 
 def _context(record: Record) -> str:
-    longest = record.get("data", {}).get("longest")
+    longest, config = record.get("data", {}).get("longest"), record.get("config", {})
     if longest:
         told = ", ".join(f"{count:,} in {escape(split)}" for split, count in longest.items())
+        if config.get("training", {}).get("carry_state"):
+            return f"Longest windows, in tokens: {told}. Each goes on from the state in which the one before it ended."
         return f"Longest context tried, in tokens or frames: {told}. Nothing longer was measured."
-    values = record.get("config", {}).get("data", {})
+    values = config.get("data", {})
     if values.get("block_size") and not _is_made(record):
         return f"Longest context tried: windows of {values['block_size']:,} predictions. Nothing longer was measured."
     return ""
