@@ -29,6 +29,8 @@ from .recipes import SECTIONS, did_you_mean, find_config, one_line, read_recipe
 _TOP_LEVEL = ("task", "model_type")
 # What a finished or interrupted run leaves in its output directory.
 RESULTS = ("result.json", "log.jsonl", "config.yaml", "model.safetensors")
+# Options of where data lie, which may be elsewhere when a run is resumed.
+_PLACES = ("path", "data_dir", "train_file", "validation_file", "test_file", "test_split")
 # Never written down.
 _SECRET = ("hub_token",)
 # Options of transformers that would break what a run promises: the value that stands, and why.
@@ -306,6 +308,18 @@ def _check_output_dir(folder: Path, run: RunArguments, values: Mapping[str, Any]
                     f"--resume: the run in '{folder}' has {name}={before.get(name)} and not {values[name]}; "
                     "resume with the same model, or choose another --output_dir"
                 )
+        _check_same_data(folder, before.get("data") or {}, values["data"])
+
+
+def _check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """A checkpoint says how many batches were learned from: in other windows these are other places of the text."""
+    for option in fields(DataArguments):
+        was, is_now = (values.get(option.name, option.default) for values in (before, now))
+        if was != is_now and option.name not in _PLACES:
+            raise ConfigError(
+                f"--resume: the run in '{folder}' has {option.name}={was} and not {is_now}; "
+                "resume with the same data, or choose another --output_dir"
+            )
 
 
 def _default_output_dir(config_name: str | None, model_type: str) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hf_seqmodels.arguments import ConfigError
+from hf_seqmodels.config import parse
 from hf_seqmodels.run import main
 
 TEXT = "the cat sat on the mat. " * 20
@@ -123,6 +126,17 @@ def test_resume_wants_the_same_model(texts, capsys):
     Path("out/config.yaml").write_text("model_type: seq_gru\nmodel: {hidden_size: 8}\n")
     assert main([*texts, *LSTM, "--resume"]) == 2
     assert "the run in 'out' has model_type=seq_gru and not seq_lstm" in capsys.readouterr().err
+
+
+def test_resume_wants_the_same_data_wherever_it_lies(texts):
+    argv = [*texts, *LSTM, "--resume"]
+    Path("out/checkpoint-3").mkdir(parents=True)
+    Path("out/config.yaml").write_text(parse([*argv, "--output_dir", "new", "--resume", "false"]).to_yaml())
+    copy = Path(shutil.copy(argv[argv.index("--train_file") + 1], "copy.txt"))
+    assert parse([*argv, "--train_file", str(copy)]).data.train_file == "copy.txt"
+    for option, value, was in (("block_size", "9", "16"), ("windows", "streams", "shuffled")):
+        with pytest.raises(ConfigError, match=f"the run in 'out' has {option}={was} and not {value}; resume"):
+            parse([*argv, f"--{option}", value])
 
 
 def test_the_program_exits_with_2(texts):

@@ -87,7 +87,8 @@ class Optimizing(Trainer):
     def _load_callback_state(self):
         """As in the stock Trainer, which forgets how long early stopping has waited unless told otherwise."""
         super()._load_callback_state()
-        saved: Any = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__) or []
+        held: Any = self.state.stateful_callbacks
+        saved = held.get(EarlyStoppingCallback.__name__, [])
         states = saved if isinstance(saved, list) else [saved]
         for stopper, state in zip(self._stoppers, states, strict=False):
             for name, value in state.get("attributes", {}).items():
