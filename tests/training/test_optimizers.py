@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ragged_training import ragged_rows
+from safetensors.torch import load_file
 from small_training import NT_ASGD, STEPS_PER_EPOCH, small_trainer
 from transformers import TrainerCallback
 
@@ -154,12 +155,14 @@ def test_averages_are_evaluated_kept_and_not_trained_on(tmp_path):
 
 
 def test_best_averages_are_the_model_at_the_end(tmp_path):
-    """The last step is not evaluated; the best evaluation was of averages."""
-    trainer = small_trainer(tmp_path, load_best_model_at_end=True, **{**NT_ASGD, "max_steps": 7})
+    """The last step is not evaluated; the best evaluation was of averages, which were others by the end."""
+    often = {"eval_steps": 2, "save_steps": 2, "learning_rate": 8.0, "lr_scheduler_type": "constant"}
+    trainer = small_trainer(tmp_path, load_best_model_at_end=True, **{**NT_ASGD, **often, "max_steps": 13})
     trainer.train()
-    best = trainer.state.best_metric
-    assert trainer.state.best_global_step == 7 and trainer.pace()["averaged_iterates"] > 1
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
+    assert trainer.state.best_global_step == 12 and trainer.pace()["averaged_iterates"] == 4
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+    saved = load_file(tmp_path / "checkpoint-12" / "model.safetensors")
+    assert all(weight.equal(saved[name]) for name, weight in trainer.model.state_dict().items())
 
 
 # ---- schedules --------------------------------------------------------------------------------------------------
