@@ -62,6 +62,16 @@ def test_what_seeds_share_is_said_once_and_the_rest_is_kept():
     assert "examples left out: 3 of train" in text and "| 2 of 3, **1 failed** |" in text
 
 
+def test_seeds_that_learned_from_other_data_are_seen():
+    same = merge("ptb_word/lstm", [record(0), record(1)])
+    assert "data: ptb_word, sha256 `0123456789abcdef`, examples left out: 3 of train" in format_results(
+        {"ptb_word/lstm": same}, []
+    )
+    mixed = merge("ptb_word/lstm", [record(0), record(1, data={"sha256": "f" * 64})])
+    told = f"sha256 `0123456789abcdef`, `{'f' * 16}` (**the seeds learned from different data**), examples left out"
+    assert told in format_results({"ptb_word/lstm": mixed}, [])
+
+
 def test_curves_keep_their_length_and_their_last_point():
     curve = [[step, step / 3] for step in range(1, 1001)]
     thinned = thin(curve, 200)

@@ -196,7 +196,10 @@ def _data(result: Record) -> str:
     name = config.get("path") or config.get("train_file") or config["dataset"]
     left = {split: count for split, count in (known.get("skipped") or {}).items() if count}
     skipped = ", ".join(f"{count:,} of {split}" for split, count in left.items())
-    return f"{name}, sha256 `{known['sha256'][:16]}`" + (f", examples left out: {skipped}" if skipped else "")
+    hashes = dict.fromkeys({**result, **run}["data"]["sha256"][:16] for run in result["runs"])
+    told = f"{name}, sha256 " + ", ".join(f"`{found}`" for found in hashes)
+    told += " (**the seeds learned from different data**)" if len(hashes) > 1 else ""
+    return told + (f", examples left out: {skipped}" if skipped else "")
 
 
 def _chance(result: Record) -> str:
