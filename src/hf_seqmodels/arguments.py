@@ -129,7 +129,7 @@ class DataArguments:
 
 @dataclass
 class SeqTrainingArguments(TrainingArguments):
-    """[`transformers.TrainingArguments`] with defaults for small sequence models, and three options more.
+    """[`transformers.TrainingArguments`] with defaults for small sequence models, and options of its own.
 
     Every option of transformers is accepted. The schedule is a warm-up followed by what `lr_scheduler_type` says.
     `warmup_steps` below 1 is a share of all steps.
