@@ -122,7 +122,10 @@ class DataArguments:
     reset_at_documents: bool = field(
         default=False, metadata={"help": "Streams begin anew with each row of the data; none runs through."}
     )
-    length: int | None = field(default=None, metadata={"help": "Length of a made example, if not the task's own."})
+    length: int | None = field(
+        default=None,
+        metadata={"help": "Of a made example; of stretches that piano_rolls are cut into for training."},
+    )
     num_examples: int | None = field(default=None, metadata={"help": "Made examples to train on; 10000 if left out."})
     examples_seed: int | None = field(default=None, metadata={"help": "Seed of the made examples; 0 if left out."})
 

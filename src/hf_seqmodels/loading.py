@@ -20,6 +20,7 @@ from .data import (
     build_tokenizer,
     chance_level,
     content_hash,
+    cut_pieces,
     load_piano_rolls,
     load_pydoc_topics,
     load_text_files,
@@ -48,6 +49,7 @@ class RunData:
         options: what the data decide about the model (the number of classes, …).
         chance: the score of a guess, by the name of the score; empty where none is known.
         skipped: split → how many examples were left out, each for a reason that the reader of the data gives.
+        cut: split → how many examples were cut into several rows.
         streams: for language models, split → all its token ids, (T,) int32.
         documents: split → where in its stream each row of the data begins, (N,) int64.
         counts: for language models, split → rows, blank rows, characters, tokens, unknown tokens, and whether the
@@ -61,6 +63,7 @@ class RunData:
     options: dict[str, Any] = field(default_factory=dict)
     chance: Scores = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    cut: dict[str, int] = field(default_factory=dict)
     streams: dict[str, np.ndarray] | None = None
     documents: dict[str, np.ndarray] | None = None
     counts: dict[str, Any] = field(default_factory=dict)
@@ -180,11 +183,15 @@ def make_windows(streams: Mapping[str, np.ndarray], block_size: int) -> dict[str
     return {split: window_dataset(stream, block_size) for split, stream in streams.items()}
 
 
-def counted(skipped: Mapping[str, int], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What was left out of the data, and what the splits hold: a line each, where there is something to say."""
+def counted(
+    skipped: Mapping[str, int], counts: Mapping[str, Mapping[str, int]], cut: Mapping[str, int] | None = None
+) -> list[str]:
+    """What was left out of the data or cut, and what the splits hold: a line each, where there is something to say."""
     lines = []
     if any(skipped.values()):
         lines.append("examples left out: " + ", ".join(f"{split} {count:,}" for split, count in skipped.items()))
+    if cut:
+        lines.append("examples cut: " + ", ".join(f"{split} {count:,}" for split, count in cut.items()))
     return [*lines, f"data: {counts_in_words(counts)}"] if counts else lines
 
 
@@ -215,7 +222,11 @@ def _load_rolls(config: RunConfig) -> RunData:
             f"pieces have up to {steps} steps and the model {most} positions; use --positions rotary, or "
             f"--max_position_embeddings {steps}"
         )
-    return RunData(dict(rolls), None, content_hash(rolls), skipped=skipped)
+    found = RunData(dict(rolls), None, content_hash(rolls), skipped=skipped)
+    if wanted.length is not None:
+        found.windows["train"], count = cut_pieces(rolls["train"], wanted.length)
+        found.cut["train"] = count
+    return found
 
 
 def load_tokenizer(name: str, train: Dataset, vocabulary_size: int | None = None) -> PreTrainedTokenizerBase:

@@ -223,7 +223,7 @@ def train(config: RunConfig, data: RunData, quiet: bool) -> tuple[SeqTrainer, Pu
 
 def tell(data: RunData) -> None:
     """Print what was counted in the data, and what was left out."""
-    for line in counted(data.skipped, data.counts):
+    for line in counted(data.skipped, data.counts, data.cut):
         print(line)
 
 
@@ -303,7 +303,7 @@ def describe_data(config: RunConfig, data: RunData) -> dict[str, Any]:
         "sha256": data.hash,
         "windows": {split: len(rows) for split, rows in known.items()},
         "longest": {split: longest_row(rows, features) for split, rows in known.items()},
-    } | ({"skipped": data.skipped} if data.skipped else {})
+    } | {name: value for name, value in (("skipped", data.skipped), ("cut", data.cut)) if value}
     if known.keys() != data.windows.keys():  # read as they come: neither counted nor part of the hash
         found["streamed"] = sorted(data.windows.keys() - known.keys())
     if data.tokenizer is None:

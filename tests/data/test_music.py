@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,26 @@ def test_what_is_missing_is_named(tmp_path):
     write_split(folder, "test", [piece([[60]]), piece([[]])])
     with pytest.raises(ValueError, match=r"test.parquet: none of 2 pieces has two steps"):
         load_piano_rolls(str(folder))
+
+
+def test_pieces_are_cut_for_training_and_every_step_is_predicted_once(tmp_path, capsys):
+    folder = write_music(tmp_path / "music")
+    whole = load_data(parse(music_argv(folder, tmp_path / "run")))
+    data = load_data(parse(music_argv(folder, tmp_path / "run", "--length", "4")))
+    assert data.hash == whole.hash and data.windows["test"].to_list() == whole.windows["test"].to_list()
+    for piece in whole.windows["train"]:
+        parts = [row["pitches"] for row in data.windows["train"] if row["id"] == piece["id"]]
+        assert [step for part in parts for step in part[1:]] == piece["pitches"][1:]
+        assert all(one[-1] == following[0] for one, following in pairwise(parts))
+        assert all(2 <= len(part) <= 4 for part in parts) and parts[0][0] == piece["pitches"][0]
+    long = sum(len(piece["pitches"]) > 4 for piece in whole.windows["train"])
+    assert data.cut == {"train": long} and 0 < long < 10 and not whole.cut
+    record = run(parse(music_argv(folder, tmp_path / "run", "--length", "4", "--disable_tqdm", "true")))
+    assert record["targets"] == 2 * sum(len(piece["pitches"]) - 1 for piece in whole.windows["train"])
+    assert record["data"]["cut"] == {"train": long} and f"examples cut: train {long}" in capsys.readouterr().out
+    assert record["data"]["longest"]["train"] == 4
+    with pytest.raises(ConfigError, match="length=1 leaves nothing to predict"):
+        load_data(parse(music_argv(folder, tmp_path / "other", "--length", "1")))
 
 
 @pytest.mark.parametrize("changed", [{"context_loss": "true"}, {"distribution_output": "normal"}])

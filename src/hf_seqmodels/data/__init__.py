@@ -12,7 +12,7 @@ from hf_seqmodels.data.collate import (
 )
 from hf_seqmodels.data.encoding import text_rows
 from hf_seqmodels.data.fingerprint import content_hash
-from hf_seqmodels.data.music import KEYS, load_piano_rolls, to_pitches, to_roll
+from hf_seqmodels.data.music import KEYS, cut_pieces, load_piano_rolls, to_pitches, to_roll
 from hf_seqmodels.data.sources import find_data, load_splits, load_texts
 from hf_seqmodels.data.streaming import Division, StreamedText, open_rows, read_rows
 from hf_seqmodels.data.streams import StreamDataset
@@ -46,6 +46,7 @@ __all__ = [
     "build_tokenizer",
     "chance_level",
     "content_hash",
+    "cut_pieces",
     "find_data",
     "load_piano_rolls",
     "load_pydoc_topics",

@@ -72,6 +72,26 @@ def check_kind(kind: pyarrow.DataType, where: str) -> None:
         raise ValueError(f"{where}: column 'pitches' holds {kind} and {rule}; write the file again so")
 
 
+def cut_pieces(pieces: Dataset, length: int) -> tuple[Dataset, int]:
+    """Pieces as stretches of at most `length` steps, and how many of them were cut.
+
+    The last step of a stretch is also the first of the next one, which is given and not predicted: so every step but
+    the first of a piece is predicted once, as without cutting.
+
+    Raises:
+        ValueError: `length` is below 2.
+    """
+    if length < 2:
+        raise ValueError(f"length={length} leaves nothing to predict; a stretch of a piece has at least 2 steps")
+    rows, cut = [], 0
+    for piece in pieces:
+        steps = piece["pitches"]
+        starts = range(0, len(steps) - 1, length - 1)
+        rows += [{"id": piece["id"], "pitches": steps[start : start + length]} for start in starts]
+        cut += len(starts) > 1
+    return Dataset.from_list(rows), cut
+
+
 def check_piece(piece: Mapping[str, Any], where: str) -> None:
     """Raise ValueError, beginning with `where`, unless a row of a data set is a piece that a piano can play."""
     steps, told = piece["pitches"], piece["n_steps"]

@@ -204,6 +204,8 @@ def data(record: Record) -> str:
     left = {split: count for split, count in (known.get("skipped") or {}).items() if count}
     if left:
         lines.append("- left out: " + ", ".join(f"{count:,} of {escape(split)}" for split, count in left.items()))
+    for split, count in (known.get("cut") or {}).items():
+        lines.append(f"- {count:,} pieces of {escape(split)} were cut into stretches, counted here as pieces")
     return "\n".join(lines)
 
 
