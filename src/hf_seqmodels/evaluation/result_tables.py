@@ -21,8 +21,8 @@ _HEAD = f"""\
 Written from the files beside this one by `make results`; nothing here is typed in. `make results TASK=<folder>` or
 `TASK=<folder>/<recipe>` runs one part anew. Each number is that of the checkpoint with the lowest validation loss,
 as a mean over the seeds (lowest–highest). A run has at most {MOST_MINUTES:g} minutes unless its recipe says
-otherwise; where one takes more than {ONE_SEED_MINUTES:g}, one seed suffices, but for the chorales. Minutes are those of training and
-evaluation, a mean over the seeds. What does not reach the published number is shown as it is, in bold.
+otherwise; where one takes more than {ONE_SEED_MINUTES:g}, one seed suffices, but for the chorales. Minutes are those
+of training and evaluation, a mean over the seeds. What does not reach the published number is shown as it is, in bold.
 """
 
 
