@@ -52,7 +52,7 @@ def describe(record: Mapping[str, Any]) -> str:
     told += [
         f"test {name.replace('_', ' ')} {value:.3f}"
         for name, value in record["metrics"].get("test", {}).items()
-        if name in ("bits_per_token", "accuracy", "exact_match", "f1", "mse")
+        if name in ("nll", "bits_per_token", "accuracy", "exact_match", "f1", "mse")
     ]
     return ", ".join(told + [f"{value:,.0f} {name}" for name, value in record.get("measured", {}).items()])
 

@@ -2,9 +2,9 @@
 
     python -m hf_seqmodels.zoo zoo              (`make zoo`)
 
-trains every entry of `ZOO`, measures it as the demo does, and writes `zoo/<name>`: weights, tokenizer, card, plots,
-golden scores and checksums, all but the modelling files. These are in the package already; `hf-seqmodels export
-zoo/<name> DIR` adds them for people without it.
+trains every entry of `ZOO` whose data are at hand, measures it as the demo does, and writes `zoo/<name>`: weights,
+tokenizer, card, plots, golden scores and checksums, all but the modelling files. These are in the package already;
+`hf-seqmodels export zoo/<name> DIR` adds them for people without it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .arguments import ConfigError
 from .config import parse
 from .demo import measure
 from .hub.export import export
@@ -48,6 +49,9 @@ ZOO = {
     "gru-pydoc": Entry("lm/gru", (*_RECURRENT, "--learning_rate", "3e-3")),  # at 1e-2 it diverges in a longer run
     "attention-rnn-pydoc": Entry("lm/attention_rnn", _RECURRENT),
     "transformer-decoder-pydoc": Entry("lm/transformer_decoder", (*_LONGER, "--dropout", "0.1")),
+    "rnn-jsb": Entry("jsb_chorales/rnn"),
+    "lstm-jsb": Entry("jsb_chorales/lstm"),
+    "gru-jsb": Entry("jsb_chorales/gru"),
 }
 
 
@@ -59,9 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=ZOO, default=list(ZOO), help="these entries")
     parser.add_argument("--export_only", action="store_true", help="use finished runs; write the folders anew")
     arguments = parser.parse_args(argv)
-    if not arguments.export_only:
-        train(arguments.only, arguments.runs)
-    for name in arguments.only:  # after all are trained: each card shows the others
+    names = arguments.only if arguments.export_only else train(arguments.only, arguments.runs)
+    for name in names:  # after all are trained: each card shows the others
         folder = arguments.folder / name
         export(arguments.runs / name, folder, overwrite=True, name=name, code=False)
         size = sum((folder / file).stat().st_size for file in list_files(folder))
@@ -72,19 +75,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(names: Iterable[str], runs: Path) -> None:
-    """One run for each entry, with the demo's measurements in its record; data that two of them share load once."""
+def train(names: Iterable[str], runs: Path) -> list[str]:
+    """One run for each entry, with the demo's measurements in its record; data that two of them share load once.
+
+    Returns:
+        The entries that were trained: all but those whose data are not here, which stay as they are.
+    """
     loaded: dict[tuple[tuple[str, Any], ...], RunData] = {}
+    trained = []
     for name in names:
         entry = ZOO[name]
         config = parse(["--config", entry.recipe, "--output_dir", str(runs / name), "--overwrite", *entry.options])
         key = tuple(sorted(config.values["data"].items()))
-        if key not in loaded:
-            loaded[key] = load_data(config)
+        try:
+            data = loaded[key] = loaded.get(key) or load_data(config)
+        except ConfigError as error:
+            if config.data.path is None:
+                raise
+            print(f"{name} stays as it is: {error}", file=sys.stderr, flush=True)
+            continue
         print(f"training {name}", flush=True)
-        record = run(config, loaded[key])
+        record = run(config, data)
         if config.run.task == "causal-lm":
-            measure(runs / name, record, loaded[key])
+            measure(runs / name, record, data)
+        trained.append(name)
+    return trained
 
 
 if __name__ == "__main__":
