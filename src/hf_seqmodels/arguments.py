@@ -123,8 +123,7 @@ class DataArguments:
         default=False, metadata={"help": "Streams begin anew with each row of the data; none runs through."}
     )
     length: int | None = field(
-        default=None,
-        metadata={"help": "Of a made example; of stretches that piano_rolls are cut into for training."},
+        default=None, metadata={"help": "Of made examples; of the parts piano_rolls are cut into."}
     )
     num_examples: int | None = field(default=None, metadata={"help": "Made examples to train on; 10000 if left out."})
     examples_seed: int | None = field(default=None, metadata={"help": "Seed of the made examples; 0 if left out."})
