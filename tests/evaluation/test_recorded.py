@@ -34,7 +34,10 @@ def record(seed=0, loss=2.0, **more):
         "batch_order": order,
         "data": {"sha256": "0123456789abcdef" * 4, "skipped": {"train": 3, "test": 0}},
         "seeds": {"seed": seed, "data_seed": 0},
-        "config": {"data": {"dataset": "text", "path": "ptb_word", "data_dir": "/secret"}, "training": {}},
+        "config": {
+            "data": {"dataset": "text", "path": "ptb_word", "data_dir": "/secret"},
+            "training": {"output_dir": "/secret"},
+        },
         "versions": {"torch": "2", "transformers": "5"},
         "hardware": {"cores": 2, "torch_threads": 2, "gpu": None},
         "git": {"commit": "f" * 40, "dirty": False},

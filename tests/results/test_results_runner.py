@@ -137,6 +137,18 @@ def test_what_is_finished_is_not_repeated_unless_it_is_asked_for_or_the_recipe_c
     assert [path.parent.name for path in after if stamps(checkout)[path] != after[path]] == ["lstm"]
 
 
+def test_a_clean_clone_does_not_lose_seeds_that_were_recorded(checkout, capsys):
+    assert run(checkout) == 0
+    file = checkout / "results" / "tiny" / "lstm.json"
+    before = file.read_bytes()
+    shutil.rmtree(checkout / "runs")
+    assert run(checkout, "--seeds", "0") == 0
+    assert file.read_bytes() == before and "lstm.json has more seeds and stays" in capsys.readouterr().out
+    (checkout / "configs" / "tiny" / "lstm.yaml").write_text(RECIPE.format(name="lstm", rate="2e-2"))
+    assert run(checkout, "--seeds", "0") == 0  # another recipe: its first seed is all that is known of it
+    assert [found["seed"] for found in result(checkout, "lstm")["runs"]] == [0]
+
+
 def test_an_interrupted_run_goes_on_to_the_same_numbers(checkout, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", lambda path: None)  # the checkpoints stay
     assert main(["--task", "tiny/lstm", "--checkout", str(checkout), "--seeds", "0", "--threads", "1"]) == 0

@@ -79,9 +79,10 @@ def _with_measure(scores: Mapping[str, float], measure: str) -> dict[str, float]
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without where the data lay on that machine; their hash says which they were."""
+    """The configuration without where data and runs lay on that machine; the data's hash says which they were."""
     data = {key: value for key, value in config["data"].items() if key != "data_dir"}
-    return {**config, "data": data}
+    training = {key: value for key, value in config["training"].items() if key != "output_dir"}
+    return {**config, "data": data, "training": training}
 
 
 def spread(metrics: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:

@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..evaluation.tables import collect, rewrite
 from ..hub.verify import VerificationError
 from ..run import run
 from ..training import TrainingDiverged
-from .plan import FAILED, Job, choose, enough_seeds, finished, how_to_start, records_of
+from .plan import FAILED, Job, choose, difference, enough_seeds, finished, how_to_start, records_of
 
 PROG = "python -m hf_seqmodels.results"
 
@@ -184,16 +184,29 @@ def run_one(job: Job) -> str | None:
 
 
 def write_result(job: Job, arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """`results/<task>/<architecture>.json` from all finished seeds of the recipe; the record of this one's run."""
+    """`results/<task>/<architecture>.json` from all finished seeds of the recipe; the record of this one's run.
+
+    A result of the same recipe with more seeds than have finished here stays (a clean clone begins with those).
+    """
     task = job.recipe.split("/")[0]
     records, failed = records_of(job.folder.parent, job.config().values)
     rule = enough_seeds(task, records[0]) if len(records) == 1 else None
     file = arguments.checkout / "results" / f"{job.recipe}.json"
+    if seeds_of(file, job.config().values) > len(records):
+        print(f"{file} has more seeds and stays until as many have finished here", flush=True)
+        return next((record for record in records if record["seeds"]["seed"] == job.seed), None)
     file.parent.mkdir(parents=True, exist_ok=True)
     staged = file.with_name(f".{file.name}.tmp")
     staged.write_text(dumps(merge(job.recipe, records, failed, rule)), encoding="utf-8")
     staged.replace(file)
     return next((record for record in records if record["seeds"]["seed"] == job.seed), None)
+
+
+def seeds_of(file: Path, values: Mapping[str, Any]) -> int:
+    """How many seeds a result has that was made with these options; 0 for none, or with others."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    same = "config" in found and difference(found["config"], values) is None
+    return len(found["runs"]) if same else 0
 
 
 def in_words(job: Job, record: dict[str, Any]) -> str:
