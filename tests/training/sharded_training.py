@@ -6,6 +6,7 @@ torchrun --nproc_per_node 2 sharded_training.py OUT.json ARCHITECTURE …
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import sys
 from typing import Any
@@ -88,4 +89,5 @@ if __name__ == "__main__":
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as file:
             json.dump(gathered, file)
+    gc.collect()  # sharded modules are cycles that hold the group, whose threads must have ended when Python does
     dist.destroy_process_group()
