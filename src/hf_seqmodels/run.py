@@ -35,7 +35,7 @@ from .scores import text_scores
 from .tasks import task_of
 from .training import PushFailed, SeqTrainer, TrainingDiverged
 from .training.micro_batch import train_fitting
-from .training.provenance import Emissions, git_state
+from .training.provenance import Emissions, git_state, processor
 from .training.resume import newest_checkpoint
 
 # What of an evaluation is a score; the rest is about speed.
@@ -338,9 +338,10 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Machine, cores, threads and GPU (None without one)."""
+    """Machine, processor, cores, threads and GPU (None without one)."""
     return {
         "machine": platform.machine(),
+        "processor": processor(),
         "system": platform.system(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),

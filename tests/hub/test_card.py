@@ -21,6 +21,7 @@ import hf_seqmodels
 from hf_seqmodels.arguments import ConfigError
 from hf_seqmodels.config import parse
 from hf_seqmodels.hub.card import build_card, check_card, write_plots
+from hf_seqmodels.hub.card_text import escape
 from hf_seqmodels.hub.cards import main, skeleton
 from hf_seqmodels.hub.golden import GOLDEN, write_golden
 from hf_seqmodels.hub.verify import VerificationError, verify_as_stranger
@@ -88,6 +89,9 @@ def test_provenance_data_and_limits_come_from_the_record(finished):
     assert git == git_state(), "nothing was committed in between"
     if git is not None:
         assert f"`{git['commit']}`, {'with changes' if git['dirty'] else 'clean'}" in text
+    if sys.platform == "linux":
+        named = re.search("model name.*: (.+)", Path("/proc/cpuinfo").read_text())
+        assert named is None or f"threads of torch, {escape(named[1])}, " in text
     assert str(folder.parent) not in text, "no places of this machine"
     assert record["data"]["example"] == data.tokenizer.decode(data.windows["test"][0]["input_ids"][:64])
     assert repr(record["data"]["example"])[1:-1] in text, "the snippet starts from the record's example"

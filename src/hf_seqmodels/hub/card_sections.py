@@ -274,7 +274,7 @@ def provenance(record: Record, weights_sha256: str | None) -> str:
         lines.append(f"wall time: {record['seconds']:,.0f} s on {where}")
     if hardware:
         cores = f"{hardware.get('cores')} CPU cores, {hardware.get('torch_threads')} threads of torch"
-        parts = [hardware.get("gpu") or cores, hardware.get("machine"), hardware.get("system")]
+        parts = [hardware.get("gpu") or cores, *(hardware.get(name) for name in ("processor", "machine", "system"))]
         lines.append("hardware: " + escape(", ".join(str(part) for part in parts if part)))
     if record.get("mixed_precision") not in (None, "no"):
         lines.append(f"mixed precision: {escape(record['mixed_precision'])}")

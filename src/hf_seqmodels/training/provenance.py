@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import platform
+import re
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +41,16 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
         return None
     changes = git("status", "--porcelain", "--untracked-files=no", "--", ".")
     return None if changes is None else {"commit": commit, "dirty": bool(changes)}
+
+
+def processor() -> str | None:
+    """The processor's name as the system has it (Linux: `/proc/cpuinfo`); None where it has none."""
+    try:
+        said = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        said = ""
+    found = re.search(r"^model name\s*: *(.*\S)", said, re.MULTILINE)
+    return found[1] if found else platform.processor() or None
 
 
 class Emissions:
