@@ -34,7 +34,9 @@ class StreamingSession:
     of learned positions ends the stream; rotary ones do not.
 
     **Exactness.** Pieces give what the whole gives, to rounding, however it is cut (LSH attention: where no bucket
-    overflows). A restored session goes on bit for bit as it would have gone on, on the same machine and versions.
+    overflows). A restored session goes on bit for bit as it would have gone on, on the same machine and versions. A
+    model that was built there and loaded from its files here has its weights elsewhere in memory, where MKL rounds
+    differently on some processors; `MKL_CBWR=AUTO` in the environment of both makes these bits equal too.
 
     **What is fed** depends on the model: tokens (B, T) of whole numbers; frames (B, T, F) for `num_features`; values
     (B, T, V) for a time-series head; pictures (B, T, C, H, W) for a ConvLSTM. B and T may be left out where they are
