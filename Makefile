@@ -102,6 +102,7 @@ attention-memory: $(VENV)/.installed
 # On a machine with nothing else to do: the load before the start stands in the result.
 bench: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python -m hf_seqmodels.evaluation.scaling results/scaling.json
+	$(BIN)/python -m hf_seqmodels.results --tables
 
 # One check at a time, each of a few minutes; what misses its bar is recorded, and the others run all the same.
 smoke-learning: $(VENV)/.installed

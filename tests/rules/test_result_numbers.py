@@ -4,6 +4,7 @@ are those of the recipes as they are."""
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from hf_seqmodels.config import parse
 from hf_seqmodels.evaluation.result_tables import (
     MARKER,
+    SCALING_MARKER,
     format_results,
+    format_scaling,
     format_short,
     read_results,
     recipes_of,
@@ -37,6 +40,14 @@ def test_the_readme_shows_the_results():
     if not BENCHMARKED and f"<!-- {MARKER} -->" not in readme:
         pytest.skip("no benchmark has run yet")
     assert replace_between(readme, MARKER, format_short(RESULTS)) == readme, "run `make result-tables`"
+
+
+def test_the_readme_says_what_two_processes_gain():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    result = json.loads((ROOT / "results" / "scaling.json").read_text(encoding="utf-8"))
+    assert replace_between(readme, SCALING_MARKER, format_scaling(result)) == readme, "run `make result-tables`"
+    assert "**not reached**" not in format_scaling(result | {"reached": True})
+    assert "**not reached**" in format_scaling(result | {"reached": False})
 
 
 def test_a_changed_number_is_noticed():

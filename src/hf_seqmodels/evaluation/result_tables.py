@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from .plots import plot_benchmark
 from .recorded import Record, minutes_of, read_results, same_batches, scores_of
 from .tables import replace_between
 
-MARKER = "results table"
+MARKER, SCALING_MARKER = "results table", "scaling"
 _HEAD = f"""\
 # Results
 
@@ -29,7 +30,8 @@ of training and evaluation, a mean over the seeds. What does not reach the publi
 def write_reports(checkout: Path) -> list[str]:
     """Everything that is written from the results of a checkout; returns what a reader should be told.
 
-    `results/README.md`, `results/<task>/curves.png`, the README's table, and the headers of the recipes that ran.
+    `results/README.md`, `results/<task>/curves.png`, the README's table and its sentence on two processes, and the
+    headers of the recipes that ran.
     """
     folder, told = checkout / "results", []
     results = read_results(folder)
@@ -40,12 +42,15 @@ def write_reports(checkout: Path) -> list[str]:
         finished = {name: result for name, result in of_task(results, task).items() if result["runs"]}
         if finished and task != "lm":  # the demo has a picture of its own
             plot_benchmark(finished, BENCHMARKS[task].measure, folder / task / "curves.png")
-    readme = checkout / "README.md"
-    try:
-        text = replace_between(readme.read_text(encoding="utf-8"), MARKER, format_short(results))
-        readme.write_text(text, encoding="utf-8")
-    except (ValueError, FileNotFoundError) as error:
-        told.append(f"NOT WRITTEN: the table of results in {readme}: {error}")
+    readme, scaling, parts = checkout / "README.md", folder / "scaling.json", {MARKER: format_short(results)}
+    if scaling.is_file():
+        parts[SCALING_MARKER] = format_scaling(json.loads(scaling.read_text(encoding="utf-8")))
+    for marker, content in parts.items():
+        try:
+            text = replace_between(readme.read_text(encoding="utf-8"), marker, content)
+            readme.write_text(text, encoding="utf-8")
+        except (ValueError, FileNotFoundError) as error:
+            told.append(f"NOT WRITTEN: the {marker} in {readme}: {error}")
     for recipe, result in results.items():
         path = checkout / "configs" / f"{recipe}.yaml"
         if recipe.startswith("lm/") or not path.is_file():  # `tables.rewrite` does those of the demo
@@ -62,6 +67,19 @@ def recipes_of(configs: Path) -> list[str]:
 def of_task(results: Mapping[str, Record], task: str) -> dict[str, Any]:
     """Architecture → result, for one folder."""
     return {recipe.split("/")[1]: result for recipe, result in results.items() if recipe.startswith(f"{task}/")}
+
+
+def format_scaling(result: Record) -> str:
+    """What `make bench` measured, in a sentence."""
+    one, two = result["runs"].values()
+    reach = f"{result['reach']['ratio']:g}" + ("" if result["reached"] else ", **not reached**")
+    return (
+        f"- Two processes with one thread each beside one with one thread (`make bench`): {two['median']:,.0f} and "
+        f"{one['median']:,.0f} tokens/s, {result['ratio']:.2f} times as many (to reach: {reach}), losses equal to "
+        f"{result['loss_difference']:.1e}; an LSTM of {one['parameters']:,} parameters, {two['backend']}, "
+        f"{result['hardware']['cores']} cores, torch {result['versions']['torch']} "
+        "([scaling.json](results/scaling.json))."
+    )
 
 
 # ---- numbers in words -------------------------------------------------------------------------------------------
