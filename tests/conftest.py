@@ -1,9 +1,14 @@
 """The device that the tests of the models run on, the largest errors, and the table of what was tested."""
 
 import os
+import signal
 
 # On some CPUs MKL's bits depend on where a tensor begins in memory; loaded weights begin elsewhere than new ones.
 os.environ.setdefault("MKL_CBWR", "AUTO")
+
+# A shell that starts the tests in the background makes them, and their children, deaf to Ctrl-C, which some press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
