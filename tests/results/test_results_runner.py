@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
+import psutil
 import pytest
 
 from hf_seqmodels.evaluation.benchmarks import BENCHMARKS, Benchmark, Reference
@@ -187,24 +190,24 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(checkout, capsys):
     }
 
 
+# The runner with the benchmark of these tests, for a process of its own.
+RUNNER = (
+    "import sys; from hf_seqmodels.evaluation.benchmarks import BENCHMARKS, Benchmark;"
+    "from hf_seqmodels.results.runner import main;"
+    "BENCHMARKS['tiny'] = Benchmark('four bits', 'synthetic', 'loss', split='validation', seeds=(0,));"
+    "sys.exit(main(sys.argv[1:]))"
+)
+
+
 @pytest.mark.slow  # a process that is interrupted, by Ctrl-C as the terminal sends it
 def test_ctrl_c_ends_with_a_line_and_the_same_command_goes_on(checkout, capsys):
     recipe = checkout / "configs" / "tiny" / "lstm.yaml"
     recipe.write_text(recipe.read_text().replace("max_steps: 6", "max_steps: 100000"))
-    code = (
-        "import sys; from hf_seqmodels.evaluation.benchmarks import BENCHMARKS, Benchmark;"
-        "from hf_seqmodels.results.runner import main;"
-        "BENCHMARKS['tiny'] = Benchmark('four bits', 'synthetic', 'loss', split='validation', seeds=(0,));"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, "--task", "tiny/lstm", "--checkout", str(checkout), "--threads", "1"]
+    command = [sys.executable, "-c", RUNNER, "--task", "tiny/lstm", "--checkout", str(checkout), "--threads", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     saved = folder(checkout, "lstm", 0)
     try:
-        for _ in range(1200):
-            if list(saved.glob("checkpoint-*/trainer_state.json")) or process.poll() is not None:
-                break
-            time.sleep(0.1)
+        wait_until(lambda: any(saved.glob("checkpoint-*/trainer_state.json")) or process.poll() is not None, 120)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     finally:
@@ -219,6 +222,42 @@ def test_ctrl_c_ends_with_a_line_and_the_same_command_goes_on(checkout, capsys):
     assert main(["--task", "tiny/lstm", "--checkout", str(checkout), "--seeds", "0", "--threads", "1"]) == 0
     assert f"tiny/lstm, seed 0: from step {steps:,}" in capsys.readouterr().out
     assert result(checkout, "lstm")["runs"][0]["resumed_at_step"] == steps
+
+
+@pytest.mark.slow  # a process that is killed, with two workers
+def test_workers_end_when_the_runner_is_killed(checkout):
+    for name in ("lstm", "rnn"):
+        recipe = checkout / "configs" / "tiny" / f"{name}.yaml"
+        recipe.write_text(recipe.read_text().replace("max_steps: 6", "max_steps: 100000"))
+    options = ["--task", "tiny/lstm", "tiny/rnn", "--checkout", str(checkout), "--workers", "2", "--threads", "1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", RUNNER, *options], **quiet)
+    workers: list[psutil.Process] = []
+    try:
+        logs = [folder(checkout, name, 0) / "log.jsonl" for name in ("lstm", "rnn")]
+        assert wait_until(lambda: all(log.is_file() for log in logs) or process.poll() is not None, 120)
+        workers = psutil.Process(process.pid).children()
+        assert sum(worker.cpu_times().user > 1 for worker in workers) == 2, "both train"
+        process.kill()
+        assert wait_until(lambda: not any(map(works, workers)), 20), "they train on, unseen"
+    finally:
+        for one in (process, *workers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+
+
+def works(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> bool:
+    """Whether it came true in time."""
+    for _ in range(int(seconds * 10)):
+        if true():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.slow  # each of the two imports the package anew

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -154,8 +155,18 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str | No
 
 
 def _stop_at_once() -> None:
-    """In a worker: Ctrl-C ends it without a word; checkpoints are whole at any moment."""
+    """In a worker: Ctrl-C ends it without a word, and so does the end of the process that started it, however that
+    came; checkpoints are whole at any moment."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers, which would train on for hours, unseen."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has one"
+    parent.join()
+    os._exit(143)
 
 
 def run_one(job: Job) -> str | None:
