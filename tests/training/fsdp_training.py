@@ -8,6 +8,7 @@ works over gloo. So the question is answered here, as it would be on GPUs.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -48,4 +49,5 @@ if __name__ == "__main__":
     found.append(train(model_type, 4, 1, 21, f"{folder}/resumed", **options, resume_from_checkpoint=checkpoint))
     if torch.distributed.get_rank() == 0:
         Path(folder, "record.json").write_text(json.dumps(found))
+    gc.collect()  # as in sharded_training.py
     torch.distributed.destroy_process_group()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -23,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 from ..arguments import SeqTrainingArguments
 from ..data import CausalLMCollator, window_dataset
 from ..models import ARCHITECTURES
+from ..run import hardware, versions
 from ..training import SeqTrainer
 from ..training.provenance import git_state
 
@@ -182,8 +181,8 @@ def measure(setting: Setting, repetitions: int) -> dict[str, Any]:
         "reach": REACH,
         "reached": ratio >= REACH["ratio"] and difference <= REACH["loss_difference"],
         "load_before": round(load, 2),
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("hf_seqmodels", "torch", "transformers", "accelerate")},
+        "hardware": hardware() | {"torch_threads": 1},  # in each process that was measured
+        "versions": versions(),
         "git": git_state(),
     }
 
