@@ -52,8 +52,8 @@ class RunData:
         cut: split → how many examples were cut into several rows.
         streams: for language models, split → all its token ids, (T,) int32.
         documents: split → where in its stream each row of the data begins, (N,) int64.
-        counts: for language models, split → rows, blank rows, characters, tokens, unknown tokens, and whether the
-            tokens say the text exactly.
+        counts: for language models, split → rows, blank rows, characters, tokens, unknown tokens, whether the
+            tokens say the text exactly, and of a split shorter than one window the window's predictions.
     """
 
     windows: dict[str, Dataset]
@@ -113,6 +113,10 @@ def _load_streamed(wanted: DataArguments, seed: int | None) -> RunData:
 def _tokenized(wanted: DataArguments, texts: DatasetDict, content: str, tokenizer: PreTrainedTokenizerBase) -> RunData:
     found = token_streams(texts, tokenizer, wanted.row_end, content)
     streams = {split: stream.ids for split, stream in found.items()}
+    counts = {split: dict(stream.counts) for split, stream in found.items()}
+    for split, ids in streams.items():
+        if wanted.windows != "streams" and len(ids) <= wanted.block_size:  # kept whole, as one shorter window
+            counts[split]["shorter_than_window"] = wanted.block_size
     return RunData(
         windows={} if wanted.windows == "streams" else make_windows(streams, wanted.block_size),
         tokenizer=tokenizer,
@@ -120,7 +124,7 @@ def _tokenized(wanted: DataArguments, texts: DatasetDict, content: str, tokenize
         texts=texts,
         streams=streams,
         documents={split: stream.starts for split, stream in found.items()},
-        counts={split: stream.counts for split, stream in found.items()},
+        counts=counts,
     )
 
 
@@ -202,6 +206,8 @@ def counts_in_words(counts: Mapping[str, Mapping[str, int]]) -> str:
         part = f"{split} {found['tokens']:,} tokens in {found['rows']:,} rows"
         for name in ("blank_rows", "unknown_tokens"):
             part += f", {found[name]:,} {name.replace('_', ' ')}" if found[name] else ""
+        if window := found.get("shorter_than_window"):
+            part += f", shorter than a window of {window:,} predictions: kept as one shorter window"
         parts.append(part)
     return "; ".join(parts)
 

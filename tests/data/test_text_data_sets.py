@@ -204,4 +204,8 @@ def test_a_vocabulary_of_the_training_text_alone():
     data = load_data(config(*LSTM, "--dataset", "text", "--path", "few", "--tokenizer", "words"))
     assert len(data.tokenizer) == 6
     assert data.counts["test"]["unknown_tokens"] == 2 and data.counts["validation"]["unknown_tokens"] == 1
-    assert "test 4 tokens in 1 rows, 2 unknown tokens" in counts_in_words(data.counts)
+    told = counts_in_words(data.counts)
+    assert "test 4 tokens in 1 rows, 2 unknown tokens, shorter than a window of 128 predictions: kept as one" in told
+    exact = load_data(config(*LSTM, "--dataset", "text", "--path", "few", "--tokenizer", "words", "--block_size", "3"))
+    short = {split: found.get("shorter_than_window") for split, found in exact.counts.items()}
+    assert short == {"train": None, "validation": 3, "test": None}  # four tokens fill a window of three predictions
