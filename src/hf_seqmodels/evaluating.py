@@ -114,7 +114,8 @@ def evaluate(
 
     from .generate import check_new_file, load
     from .loading import load_split
-    from .run import build_trainer, cut_streams, hardware, score_split, versions
+    from .run import build_trainer, cut_streams, score_split
+    from .training.provenance import hardware, versions
 
     if output is not None:
         check_new_file(output)

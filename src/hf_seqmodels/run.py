@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,7 @@ from .scores import text_scores
 from .tasks import task_of
 from .training import PushFailed, SeqTrainer, TrainingDiverged
 from .training.micro_batch import train_fitting
-from .training.provenance import Emissions, git_state, processor
+from .training.provenance import Emissions, git_state, hardware, versions
 from .training.resume import newest_checkpoint
 
 # What of an evaluation is a score; the rest is about speed.
@@ -329,24 +327,6 @@ def longest_row(rows: Dataset, num_features: int | None = None) -> int:
     if "pitches" in rows.column_names:
         return max(len(steps) for steps in rows["pitches"])
     return max(len(ids) for ids in rows["input_ids"])
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
-    packages = ("hf_seqmodels", "torch", "transformers", "accelerate", "datasets")
-    return {name: version(name) for name in packages} | {"python": platform.python_version()}
-
-
-def hardware() -> dict[str, Any]:
-    """Machine, processor, cores, threads and GPU (None without one)."""
-    return {
-        "machine": platform.machine(),
-        "processor": processor(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
 
 
 def save(trainer: SeqTrainer, record: dict[str, Any]) -> None:

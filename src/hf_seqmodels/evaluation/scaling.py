@@ -33,9 +33,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 from ..arguments import SeqTrainingArguments
 from ..data import CausalLMCollator, window_dataset
 from ..models import ARCHITECTURES
-from ..run import hardware, versions
 from ..training import SeqTrainer
-from ..training.provenance import git_state
+from ..training.provenance import git_state, hardware, versions
 
 WARM_UP = 3  # steps that do not count
 REACH = {"ratio": 1.6, "loss_difference": 1e-5}  # at least; at most, relative

@@ -18,7 +18,8 @@ from transformers.utils import logging
 
 from ..arguments import ConfigError
 from ..config import parse
-from ..run import hardware, run
+from ..run import run
+from ..training.provenance import hardware
 from .checks import CHECKS, Check
 from .report import write_check, write_report
 

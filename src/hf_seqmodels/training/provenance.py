@@ -1,14 +1,18 @@
-"""Where a run came from, and what it cost: the commit of this package, and optionally an estimate of its CO₂."""
+"""Where a run came from, and what it cost: commit, versions, hardware, and optionally an estimate of its CO₂."""
 
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import re
 import subprocess
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..arguments import ConfigError
 
@@ -41,6 +45,24 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
         return None
     changes = git("status", "--porcelain", "--untracked-files=no", "--", ".")
     return None if changes is None else {"commit": commit, "dirty": bool(changes)}
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    packages = ("hf_seqmodels", "torch", "transformers", "accelerate", "datasets")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def hardware() -> dict[str, Any]:
+    """Machine, processor, cores, threads and GPU (None without one)."""
+    return {
+        "machine": platform.machine(),
+        "processor": processor(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def processor() -> str | None:
