@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from hf_seqmodels.evaluation.benchmarks import BENCHMARKS, Benchmark, Reference
 from hf_seqmodels.evaluation.recorded import read_results
@@ -146,10 +148,41 @@ def test_a_clean_clone_does_not_lose_seeds_that_were_recorded(checkout, capsys):
     before = file.read_bytes()
     shutil.rmtree(checkout / "runs")
     assert run(checkout, "--seeds", "0") == 0
-    assert file.read_bytes() == before and "lstm.json has more seeds and stays" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert file.read_bytes() == before and "lstm.json has seeds that were not run here (1) and stays" in told
+    assert run(checkout, "--seeds", "5", "6", "7") == 0  # more seeds, but not those
+    assert file.read_bytes() == before and "not run here (1) and stays" in capsys.readouterr().out
     (checkout / "configs" / "tiny" / "lstm.yaml").write_text(RECIPE.format(name="lstm", rate="2e-2"))
     assert run(checkout, "--seeds", "0") == 0  # another recipe: its first seed is all that is known of it
     assert [found["seed"] for found in result(checkout, "lstm")["runs"]] == [0]
+
+
+def test_a_finished_run_of_other_data_is_made_anew_and_not_averaged_with_these(checkout, capsys):
+    assert run(checkout) == 0
+    for seed in (0, 1):
+        file = folder(checkout, "lstm", seed) / "result.json"
+        record = json.loads(file.read_text())
+        record["data"]["sha256"] = "0" * 64  # as if the data set had been another one
+        file.write_text(json.dumps(record))
+    before, right = stamps(checkout), result(checkout, "lstm")
+    capsys.readouterr()
+    assert run(checkout, "--seeds", "0") == 0
+    assert "tiny/lstm, seed 0: anew, since the data changed" in capsys.readouterr().out
+    changed = {(path.parent.name, path.name) for path in before if stamps(checkout)[path] != before[path]}
+    assert changed == {("lstm", "seed-0")}
+    assert result(checkout, "lstm") == right, "seed 1 has not learned from these data, and its old score stays"
+    (checkout / "results" / "tiny" / "lstm.json").unlink()
+    assert run(checkout, "--seeds", "0") == 0
+    assert result(checkout, "lstm")["seeds"]["seed"] == [0]
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(checkout, capsys):
+    assert run(checkout, "--seeds", "0") == 0
+    before, place = stamps(checkout), folder(checkout, "lstm", 0)
+    with FileLock(place.with_name(f".{place.name}.lock")):
+        assert run(checkout, "--seeds", "0", "--overwrite") == 1
+    assert "failed: tiny/lstm, seed 0: another process trains it in" in capsys.readouterr().err
+    assert [path.parent.name for path in before if stamps(checkout)[path] != before[path]] == ["rnn"]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(checkout, capsys, monkeypatch):
@@ -260,6 +293,39 @@ def wait_until(true: Callable[[], bool], seconds: float) -> bool:
     return False
 
 
+@pytest.mark.slow  # workers that are killed
+def test_a_worker_that_dies_fails_its_own_run_alone(checkout):
+    """Whatever trains `long` is killed, also when it is tried again; `beside` trains at that moment, `rnn` waits."""
+    recipes = [checkout / "configs" / "tiny" / f"{name}.yaml" for name in ("lstm", "beside", "rnn", "long")]
+    for recipe, steps in zip(recipes, (6, 400, 6, 100_000), strict=True):
+        recipe.write_text(RECIPE.format(name="rnn", rate="1e-2").replace("max_steps: 6", f"max_steps: {steps}"))
+    parts = ["tiny/long", "tiny/beside", "tiny/lstm", "tiny/rnn"]
+    options = ["--task", *parts, "--checkout", str(checkout), "--workers", "2", "--threads", "1"]
+    with subprocess.Popen([sys.executable, "-c", RUNNER, *options], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for _ in range(2):
+                assert wait_until(lambda: bool(training(process, checkout, "long")), 60)
+                for worker in training(process, checkout, "long"):
+                    worker.kill()
+                    worker.wait()
+            told = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 1 and told.count("failed: ") == 1, told
+    assert "failed: tiny/long, seed 0: its process died" in told
+    assert all((folder(checkout, name, 0) / "result.json").is_file() for name in ("beside", "lstm", "rnn"))
+
+
+def training(process: subprocess.Popen, checkout: Path, name: str) -> list[psutil.Process]:
+    """The workers that train a recipe: they hold its lock."""
+    lock = str(folder(checkout, name, 0).with_name(".seed-0.lock"))
+    found = []
+    for worker in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [worker] * any(file.path == lock for file in worker.open_files())
+    return found
+
+
 @pytest.mark.slow  # each of the two imports the package anew
 def test_two_at_a_time_give_what_one_after_the_other_gives(checkout):
     assert run(checkout, "--seeds", "0", "--workers", "2") == 0
@@ -289,6 +355,11 @@ def test_mistakes_are_told_before_anything_runs(checkout, capsys):
     assert "there is no benchmark 'musik': did you mean 'music'?" in capsys.readouterr().err
     assert main(["--task", "adding", "--checkout", str(checkout)]) == 2
     assert "there is no recipe of 'adding' in" in capsys.readouterr().err
+    (checkout / "configs" / "lm").mkdir()
+    (checkout / "configs" / "lm" / "gru.yaml").write_text(RECIPE.format(name="gru", rate="1e-2"))
+    for wanted in (["lm/gru"], ["lm", "--seeds", "1"]):
+        assert main(["--task", *wanted, "--checkout", str(checkout)]) == 2
+        assert "lm is the demo and runs as a whole, with its own seed" in capsys.readouterr().err
     assert not (checkout / "runs").exists() and not (checkout / "results").exists()
 
 

@@ -7,9 +7,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
+from ..writing import write_whole
 from .benchmarks import BENCHMARKS, GROUPS, MEASURES, MOST_MINUTES, ONE_SEED_MINUTES, Benchmark, Reference
 from .plots import plot_benchmark
 from .recorded import Record, minutes_of, read_results, same_batches, scores_of
@@ -23,7 +24,8 @@ Written from the files beside this one by `make results`; nothing here is typed 
 `TASK=<folder>/<recipe>` runs one part anew. Each number is that of the checkpoint with the lowest validation loss,
 as a mean over the seeds (lowest–highest). A run has at most {MOST_MINUTES:g} minutes unless its recipe says
 otherwise; where one takes more than {ONE_SEED_MINUTES:g}, one seed suffices, but for the chorales. Minutes are those
-of training and evaluation, a mean over the seeds. What does not reach the published number is shown as it is, in bold.
+of training and evaluation, the median over the seeds; other work on the machine is in them. What does not reach its
+goal, or, without one, is worse than its published number, is shown as it is, in bold.
 """
 
 
@@ -36,8 +38,7 @@ def write_reports(checkout: Path) -> list[str]:
     folder, told = checkout / "results", []
     results = read_results(folder)
     recipes = recipes_of(checkout / "configs")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(format_results(results, recipes), encoding="utf-8")
+    write_whole(folder / "README.md", format_results(results, recipes))
     for task in BENCHMARKS:
         finished = {name: result for name, result in of_task(results, task).items() if result["runs"]}
         if finished and task != "lm":  # the demo has a picture of its own
@@ -47,15 +48,14 @@ def write_reports(checkout: Path) -> list[str]:
         parts[SCALING_MARKER] = format_scaling(json.loads(scaling.read_text(encoding="utf-8")))
     for marker, content in parts.items():
         try:
-            text = replace_between(readme.read_text(encoding="utf-8"), marker, content)
-            readme.write_text(text, encoding="utf-8")
+            write_whole(readme, replace_between(readme.read_text(encoding="utf-8"), marker, content))
         except (ValueError, FileNotFoundError) as error:
             told.append(f"NOT WRITTEN: the {marker} in {readme}: {error}")
     for recipe, result in results.items():
         path = checkout / "configs" / f"{recipe}.yaml"
         if recipe.startswith("lm/") or not path.is_file():  # `tables.rewrite` does those of the demo
             continue
-        path.write_text(update_header(path.read_text(encoding="utf-8"), result), encoding="utf-8")
+        write_whole(path, update_header(path.read_text(encoding="utf-8"), result))
     return told
 
 
@@ -112,9 +112,13 @@ def _verdict(benchmark: Benchmark, reference: Reference | None, values: Sequence
         return "–"
     if not reference.comparable:
         return "not comparable"
+    score = mean(values)
+    as_published = benchmark.reaches(score, reference.value)
     if reference.goal is None:
-        return "no goal"
-    return "reached" if benchmark.reaches(mean(values), reference.goal) else "**not reached**"
+        return "reached, no goal" if as_published else "**worse**, no goal"
+    if not benchmark.reaches(score, reference.goal):
+        return "**not reached**"
+    return "reached" if as_published else "goal reached, worse than published"
 
 
 def _seeds(result: Record, benchmark: Benchmark) -> str:
@@ -125,11 +129,16 @@ def _seeds(result: Record, benchmark: Benchmark) -> str:
     return f"{told}, **{failed} failed**" if failed else told
 
 
+def minutes(result: Record) -> float:
+    """Of a run: the median over the seeds, as some of them may have shared the machine with other work."""
+    return median(minutes_of(run) for run in result["runs"])
+
+
 def _minutes(result: Record) -> str:
     if not result["runs"]:
         return "–"
     stopped = any("stopped_after_minutes" in run for run in result["runs"])
-    return f"{mean(minutes_of(run) for run in result['runs']):.1f}" + (" (limit)" if stopped else "")
+    return f"{minutes(result):.1f}" + (" (limit)" if stopped else "")
 
 
 # ---- results/README.md ------------------------------------------------------------------------------------------
@@ -282,7 +291,7 @@ def format_short(results: Mapping[str, Record]) -> str:
 
 _LEGEND = (
     "Seeds, ranges, minutes, curves and what was run where: [results/README.md](results/README.md). In bold what does "
-    "not reach its published number. Written by `make results`."
+    "not reach its goal or, without one, its published number. Written by `make results`."
 )
 
 
@@ -307,7 +316,7 @@ def update_header(text: str, result: Record) -> str:
     task = result["recipe"].split("/")[0]
     benchmark = BENCHMARKS[task]
     words, digits, _ = MEASURES[benchmark.measure]
-    takes = f"{mean(minutes_of(run) for run in result['runs']):.1f} minutes on {_machine(result)}"
+    takes = f"{minutes(result):.1f} minutes on {_machine(result)}"
     seeds = f" over {len(result['runs'])} seeds" if len(result["runs"]) > 1 else ""
     score = f"{benchmark.split} {words} {in_words(scores_of(result), digits)}{seeds}"
     text = re.sub(r"^# Takes:.*$", lambda _: f"# Takes:    {takes}", text, flags=re.MULTILINE)

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..writing import write_whole
+
 COLUMNS = {
     "model": "model",
     "parameters": "parameters",
@@ -97,12 +99,11 @@ def rewrite(checkout: Path) -> None:
     result = json.loads((checkout / "results" / "demo.json").read_text(encoding="utf-8"))
     readme = checkout / "README.md"
     content = f"{format_table(result['rows'])}\n\n{describe(result)}"
-    readme.write_text(replace_between(readme.read_text(encoding="utf-8"), "demo table", content), encoding="utf-8")
+    write_whole(readme, replace_between(readme.read_text(encoding="utf-8"), "demo table", content))
     for file in sorted((checkout / "results" / "lm").glob("*.json")):
         recipe = checkout / "configs" / "lm" / f"{file.stem}.yaml"
         record = json.loads(file.read_text(encoding="utf-8"))
-        text = update_recipe(recipe.read_text(encoding="utf-8"), record, f"results/lm/{file.name}")
-        recipe.write_text(text, encoding="utf-8")
+        write_whole(recipe, update_recipe(recipe.read_text(encoding="utf-8"), record, f"results/lm/{file.name}"))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def published(record: Record) -> str:
     if benchmark is None or reference is None:
         return ""
     words, digits, _ = MEASURES[benchmark.measure]
-    told = f"Published for such a model: {reference.value:g} ({escape(reference.source)}; {benchmark.split} {words})"
+    told = f"Published: {reference.value:g} ({escape(reference.source)}; {benchmark.split} {words})"
     if not reference.comparable:
         return f"{told}. It cannot be compared: {benchmark.note[0].lower()}{benchmark.note[1:]}"
     if reference.goal is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import one_line
+from ..writing import write_whole
 from .files import CHECKSUMS, check_checksums, weights_hash, write_checksums
 
 WITHOUT_TOKENIZER = ("piano_rolls", "adding", "moving_squares")  # they are numbers as they are
@@ -123,7 +124,7 @@ def write_card(source: Path, target: Path, name: str | None = None, license: str
     )
     for problem in check_card(str(card)):
         raise ValueError(f"the card of '{source}' would not be valid: {problem}")
-    _replace(target / "README.md", str(card))
+    write_whole(target / "README.md", str(card))
 
 
 def write_all(results: Path, target: Path, license: str = "apache-2.0") -> list[tuple[str, str]]:
@@ -158,7 +159,7 @@ def write_all(results: Path, target: Path, license: str = "apache-2.0") -> list[
             made_by=entry.made_by,
             has_tokenizer=entry.record["config"]["data"]["dataset"] not in WITHOUT_TOKENIZER,
         )
-        _replace(target / f"{stem}.md", str(card))
+        write_whole(target / f"{stem}.md", str(card))
         problems += [(f"{stem}.md", problem) for problem in check_card(str(card))]
     for stale in sorted(set(target.glob("*.md")) - {target / f"{stem}.md" for stem in found}):
         print(f"note: {stale} has no record in {results}; delete it if the result is gone", file=sys.stderr)
@@ -233,14 +234,6 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not {"task", "model_type", "metrics", "config"} <= record.keys():
         raise ValueError(f"'{file}' is no record of a run; `make results` writes them")
     return record
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staged = file.with_name(f".{file.name}.tmp")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(file)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from ..evaluation.result_tables import recipes_of
 from ..recipes import did_you_mean, read_recipe
 
 FAILED = "failed.json"
-# Two runs are the same but for these: what they say is in the folder's name, or in the hash of the data.
+# Two runs are the same but for these: what they say is in the folder's name, or in the data's hash (see `run_one`).
 _PLACES = {("training", "output_dir"), ("training", "seed"), ("data", "data_dir")}
 _DEFAULTS = {"data": DataArguments, "training": SeqTrainingArguments}
 
@@ -143,6 +143,17 @@ def records_of(runs: Path, values: Mapping[str, Any]) -> tuple[list[dict[str, An
             if difference(found["config"], values) is None:
                 failed[found["seed"]] = found["error"]
     return records, failed
+
+
+def seeds_of(file: Path, values: Mapping[str, Any], record: Mapping[str, Any] | None) -> set[int]:
+    """The seeds of a written result that was made with these options, and from the data of a record if there is one;
+    none of one that was made otherwise."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "config" not in found or difference(found["config"], values) is not None:
+        return set()
+    if record is not None and found["data"]["sha256"] != record["data"]["sha256"]:
+        return set()
+    return {run["seed"] for run in found["runs"]}
 
 
 def enough_seeds(task: str, record: Mapping[str, Any] | None) -> str | None:

@@ -11,13 +11,16 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from ..arguments import ConfigError
@@ -29,9 +32,11 @@ from ..evaluation.recorded import as_record, dumps, merge, minutes_of
 from ..evaluation.result_tables import number, write_reports
 from ..evaluation.tables import collect, rewrite
 from ..hub.verify import VerificationError
+from ..loading import load_data
 from ..run import run
 from ..training import TrainingDiverged
-from .plan import FAILED, Job, choose, difference, enough_seeds, finished, how_to_start, records_of
+from ..writing import write_whole
+from .plan import FAILED, Job, choose, enough_seeds, finished, how_to_start, records_of, seeds_of
 
 PROG = "python -m hf_seqmodels.results"
 
@@ -47,13 +52,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed = [] if arguments.tables else run_all(arguments)
             told, status = [f"failed: {name}" for name in failed], 1 if failed else 0
         except KeyboardInterrupt:
-            told, status = ["interrupted; the same command goes on where it stopped"], 130
-        told += write_reports(arguments.checkout)
+            told, status = [_after_interrupt(arguments)], 130
+        with _alone(arguments.checkout):
+            told += write_reports(arguments.checkout)
     except (ConfigError, ValueError, OSError) as error:
         told, status = [f"error: {one_line(error)}"], 2
     for line in told:
         print(f"{PROG}: {line}", file=sys.stderr)
     return status
+
+
+def _after_interrupt(arguments: argparse.Namespace) -> str:
+    if arguments.overwrite:
+        return "interrupted; --overwrite would begin again: without it, started runs go on and older ones stay"
+    return "interrupted; the same command goes on where it stopped"
+
+
+@contextmanager
+def _alone(checkout: Path) -> Iterator[None]:
+    """One process at a time writes the results of a checkout."""
+    file = checkout / "runs" / "results" / ".lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file):
+        yield
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,9 +103,11 @@ def run_all(arguments: argparse.Namespace) -> list[str]:
     The first seed of every recipe runs before the others: how long it takes decides whether these are wanted.
 
     Raises:
-        ConfigError: a part, a recipe or a data set is not there; before anything runs.
+        ConfigError: a part, a recipe or a data set is not there, or a part of `lm` is wanted; before anything runs.
     """
     recipes = choose(arguments.task, arguments.checkout / "configs")
+    if any(name.startswith("lm/") for name in arguments.task) or (arguments.seeds and "lm" in arguments.task):
+        raise ConfigError("lm is the demo and runs as a whole, with its own seed; give --task lm, and no --seeds")
     others = [recipe for recipe in recipes if not recipe.startswith("lm/")]
     for recipe in others:
         check(_jobs(recipe, arguments)[0])
@@ -134,24 +157,42 @@ def _run(jobs: Sequence[Job], arguments: argparse.Namespace) -> list[str]:
 
 
 def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str | None]]:
-    """Each job as it is done, with what went wrong."""
+    """Each job as it is done, with what went wrong.
+
+    When a worker dies, those beside it are ended too, and nobody knows which one it was: each of them gets another
+    go, alone, and the jobs that had not begun go on as before.
+    """
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
             yield job, run_one(job)
         return
-    context = multiprocessing.get_context("spawn")
+    waiting, again = deque(jobs), list[Job]()
+    while waiting:
+        again += yield from _together(waiting, workers)
+    for job in again:
+        if (yield from _together(deque([job]), 1)):
+            yield job, "its process died (killed for memory?)"
+
+
+def _together(waiting: deque[Job], workers: int) -> Generator[tuple[Job, str | None], None, list[Job]]:
+    """Takes from the jobs that wait until none is left or a worker dies; returns those that ran at that moment."""
+    context, running = multiprocessing.get_context("spawn"), dict[Future[str | None], Job]()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_stop_at_once)
     try:
-        pending = {pool.submit(run_one, job): job for job in jobs}
-        for done in as_completed(pending):
-            try:
-                yield pending[done], done.result()
-            except BrokenProcessPool:
-                yield pending[done], "its process died, or that of a run beside it (killed for memory?)"
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running[pool.submit(run_one, waiting[0])] = waiting[0]
+                waiting.popleft()
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                error = done.result()
+                yield running.pop(done), error
+    except BrokenProcessPool:
+        return list(running.values())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():  # only after Ctrl-C there are any that still train
             process.terminate()
+    return []
 
 
 def _stop_at_once() -> None:
@@ -174,12 +215,23 @@ def run_one(job: Job) -> str | None:
     torch.set_num_threads(job.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(job.folder.with_name(f".{job.folder.name}.lock"), blocking=False):
+            return _run_alone(job)
+    except Timeout:
+        return f"another process trains it in '{job.folder}'; wait for that one"
+
+
+def _run_alone(job: Job) -> str | None:
+    """`run_one` in a folder that no other process trains in."""
     values = job.config().values
-    if not job.overwrite and finished(job.folder, values) is not None:
+    record = None if job.overwrite else finished(job.folder, values)
+    if record is not None and load_data(job.config()).hash == record["data"]["sha256"]:
         return None
     option, why = ("--overwrite", "anew") if job.overwrite else how_to_start(job.folder, values)
     if why:
-        print(f"{job.recipe}, seed {job.seed}: {why}", flush=True)
+        print(f"{job.recipe}, seed {job.seed}: {why}{', since the data changed' * (record is not None)}", flush=True)
     (job.folder / FAILED).unlink(missing_ok=True)
     try:
         run(job.config(option) if option else job.config(), quiet=True)
@@ -197,27 +249,26 @@ def run_one(job: Job) -> str | None:
 def write_result(job: Job, arguments: argparse.Namespace) -> dict[str, Any] | None:
     """`results/<task>/<architecture>.json` from all finished seeds of the recipe; the record of this one's run.
 
-    A result of the same recipe with more seeds than have finished here stays (a clean clone begins with those).
+    Seeds that learned from other data than this one are left out. A result of the same recipe and data with seeds
+    that have not finished here stays (a clean clone begins with those).
     """
-    task = job.recipe.split("/")[0]
-    records, failed = records_of(job.folder.parent, job.config().values)
-    rule = enough_seeds(task, records[0]) if len(records) == 1 else None
-    file = arguments.checkout / "results" / f"{job.recipe}.json"
-    if seeds_of(file, job.config().values) > len(records):
-        print(f"{file} has more seeds and stays until as many have finished here", flush=True)
-        return next((record for record in records if record["seeds"]["seed"] == job.seed), None)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staged = file.with_name(f".{file.name}.tmp")
-    staged.write_text(dumps(merge(job.recipe, records, failed, rule)), encoding="utf-8")
-    staged.replace(file)
-    return next((record for record in records if record["seeds"]["seed"] == job.seed), None)
-
-
-def seeds_of(file: Path, values: Mapping[str, Any]) -> int:
-    """How many seeds a result has that was made with these options; 0 for none, or with others."""
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    same = "config" in found and difference(found["config"], values) is None
-    return len(found["runs"]) if same else 0
+    task, values = job.recipe.split("/")[0], job.config().values
+    with _alone(arguments.checkout):
+        records, failed = records_of(job.folder.parent, values)
+        mine = next((record for record in records if record["seeds"]["seed"] == job.seed), None)
+        if mine is not None:
+            records = [record for record in records if record["data"]["sha256"] == mine["data"]["sha256"]]
+        file = arguments.checkout / "results" / f"{job.recipe}.json"
+        missing = seeds_of(file, values, mine) - {record["seeds"]["seed"] for record in records}
+        if missing:
+            print(
+                f"{file} has seeds that were not run here ({', '.join(map(str, sorted(missing)))}) and stays",
+                flush=True,
+            )
+            return mine
+        rule = enough_seeds(task, records[0]) if len(records) == 1 else None
+        write_whole(file, dumps(merge(job.recipe, records, failed, rule)))
+        return mine
 
 
 def in_words(job: Job, record: dict[str, Any]) -> str:
