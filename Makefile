@@ -43,7 +43,7 @@ demo: $(VENV)/.installed
 # What is finished is not repeated, what was interrupted goes on. Groups: synthetic, music, language, lm.
 TASK ?=
 SEEDS ?=
-DATA ?= $(firstword $(wildcard data ../shared/data))
+DATA ?=
 THREADS ?=
 AT_A_TIME ?=
 OVERWRITE ?=

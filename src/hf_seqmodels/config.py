@@ -8,6 +8,7 @@ once, in one place, and the command line wins.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, fields
@@ -309,6 +310,7 @@ def _check_output_dir(folder: Path, run: RunArguments, values: Mapping[str, Any]
                     "resume with the same model, or choose another --output_dir"
                 )
         _check_same_data(folder, before.get("data") or {}, values["data"])
+        _check_same_order(folder, before, values)
 
 
 def _check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -320,6 +322,28 @@ def _check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, 
                 f"--resume: the run in '{folder}' has {option.name}={was} and not {is_now}; "
                 "resume with the same data, or choose another --output_dir"
             )
+
+
+def _check_same_order(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Batches are skipped by their number: of another order, or of streams cut into other rows, they hold other text.
+
+    Rows may be divided into micro-batches otherwise, as `auto_micro_batch` does.
+    """
+    was, is_now = ({**(values.get("training") or {})} for values in (before, now))
+    seeds = [values.get("data_seed", SeqTrainingArguments.data_seed) for values in (was, is_now)]
+    if seeds[0] != seeds[1]:
+        raise ConfigError(
+            f"--resume: the run in '{folder}' has data_seed={seeds[0]} and not {seeds[1]}; resume with the same order"
+        )
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    rows = [
+        math.prod(values.get(name, getattr(SeqTrainingArguments, name)) for name in names) for values in (was, is_now)
+    ]
+    if now["data"].get("windows") == "streams" and rows[0] != rows[1]:
+        raise ConfigError(
+            f"--resume: the run in '{folder}' reads its streams in {rows[0]} rows (per_device_train_batch_size × "
+            f"gradient_accumulation_steps) and not {rows[1]}; resume with as many"
+        )
 
 
 def _default_output_dir(config_name: str | None, model_type: str) -> str:

@@ -113,6 +113,7 @@ def evaluate(
     from transformers.utils.logging import disable_progress_bar
 
     from .generate import check_new_file, load
+    from .hub.saved import read_record
     from .loading import load_split
     from .run import build_trainer, cut_streams, score_split
     from .training.provenance import hardware, versions
@@ -125,9 +126,12 @@ def evaluate(
     run = recorded_config(Path(name))
     task = task_of_model(model, run)
     wanted = data_arguments(task, run, data, data_options)
+    if data_options.get("windows") == "shuffled" and carry_state is None:
+        carry_state = False
     training = {"carry_state": carry_state, "per_device_eval_batch_size": batch_size}
     with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        config = _run_config(task, model, wanted, scoring_arguments(run, training), scratch)
+        processes = (read_record(Path(name)) or {}).get("world_size", 1) if run else 1
+        config = _run_config(task, model, wanted, scoring_arguments(run, training, processes), scratch)
         part = wanted.test_split if split is None else split
         check_fits(model, tokenizer, config)
         loaded = cut_streams(config, load_split(config, part, tokenizer))
@@ -212,12 +216,20 @@ def data_arguments(
         before = {key: value for key, value in before.items() if key in kept}
         before |= {"dataset": dataset, "path": data}
     before |= {"tokenizer": DataArguments.tokenizer, "vocabulary_size": None, "random_lengths": False}
+    if given.get("windows") == "shuffled":  # each on its own: what the run did between them is not asked for
+        before.pop("reset_at_documents", None)
     return DataArguments(**(before | given | {"streaming": False}))
 
 
-def scoring_arguments(run: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The training options that decide scores: the run's, under those given (None is not given)."""
+def scoring_arguments(run: Mapping[str, Any], given: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
+    """The training options that decide scores: the run's, under those given (None is not given).
+
+    One process reads as many rows of streams as all of the run's did.
+    """
     before = {key: value for key, value in (run.get("training") or {}).items() if key in _SCORING}
+    if processes > 1 and (run.get("data") or {}).get("windows") == "streams":
+        rows = "per_device_eval_batch_size"
+        before[rows] = before.get(rows, getattr(SeqTrainingArguments, rows)) * processes
     return before | {key: value for key, value in given.items() if value is not None}
 
 
@@ -243,7 +255,7 @@ def check_fits(model: Any, tokenizer: Any, config: RunConfig) -> None:
             model; too few positions for a window; or a model that sees the token that it should predict.
     """
     from .generate import kind_of
-    from .run import is_causal
+    from .training.probing import is_causal
 
     if config.data.dataset == "piano_rolls":
         kind_of(model)  # raises where it is no model of 88 keys

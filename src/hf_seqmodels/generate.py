@@ -224,12 +224,16 @@ def read_music(options: argparse.Namespace) -> Any:
     """The roll (T, 88) that the model goes on with."""
     from .data import to_roll
 
+    split, _, row = (options.prompt or "").rpartition(":")
+    of_data = bool(split) and row.isdecimal() and not Path(options.prompt).exists()
+    for name in ("data", "data_dir"):
+        if getattr(options, name) is not None and not of_data:
+            raise ValueError(f"--{name} is where a --prompt SPLIT:ROW is read from; give one, or leave it out")
     if options.prompt is None:
         if options.prompt_steps is not None:
             raise ValueError("--prompt_steps says how much of --prompt is read; give one, or leave it out")
         return to_roll([CHORD])
-    split, _, row = options.prompt.rpartition(":")
-    if split and row.isdecimal() and not Path(options.prompt).exists():
+    if of_data:
         roll = to_roll(read_piece(options, split, int(row)))
     else:
         from .data.midi import read_midi

@@ -33,6 +33,7 @@ from .scores import text_scores
 from .tasks import task_of
 from .training import PushFailed, SeqTrainer, TrainingDiverged
 from .training.micro_batch import train_fitting
+from .training.probing import LossKind, is_causal, loss_kind
 from .training.provenance import Emissions, git_state, hardware, versions
 from .training.resume import newest_checkpoint
 
@@ -151,17 +152,6 @@ def check_positions(model_config: PreTrainedConfig, data: RunData) -> None:
         raise ConfigError(f"rows have up to {needed} tokens and the model {longest} positions; lower length")
 
 
-@torch.no_grad()
-def is_causal(model: PreTrainedModel) -> bool:
-    """Whether scores do not depend on later tokens: an encoder like BERT's would learn to copy its input."""
-    device, training = model.device, model.training
-    ids = torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1]], device=device) % model.config.get_text_config().vocab_size
-    one, other = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    model.train(training)
-    difference = (one - other).abs()
-    return bool(difference[:-1].max() <= 5e-5 * difference[-1].max())  # the rest is rounding
-
-
 def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quiet: bool) -> SeqTrainer:
     """The trainer over the data's windows, with the batches and scores of the task; it logs to `log.jsonl`.
 
@@ -177,7 +167,7 @@ def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quie
         config.training.label_names = [task.labels]
         config.training.remove_unused_columns = False  # the collator makes the model's inputs from other columns
     try:
-        return SeqTrainer(
+        trainer = SeqTrainer(
             model=model,
             args=config.training,
             train_dataset=data.windows.get("train"),
@@ -193,6 +183,29 @@ def build_trainer(config: RunConfig, model: PreTrainedModel, data: RunData, quie
         )
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         raise ConfigError(one_line(error)) from None
+    if type(model).__module__.startswith("transformers.") and task.labels == "labels":
+        check_loss(trainer, data, of_text=config.run.task == "causal-lm")
+    return trainer
+
+
+def check_loss(trainer: SeqTrainer, data: RunData, of_text: bool) -> None:
+    """Tell the trainer what the loss of a model from elsewhere is.
+
+    Raises:
+        ConfigError: a language model whose loss is not that of the next token.
+    """
+    rows: Any = next((split for split in data.windows.values() if isinstance(split, Sized) and len(split)), None)
+    if rows is None:
+        return
+    with torch.random.fork_rng():
+        batch = trainer.data_collator([rows[place] for place in range(min(4, len(rows)))])
+    kind = loss_kind(trainer.model, batch, trainer.shifts_labels, trainer.model_accepts_loss_kwargs)
+    if kind is LossKind.OTHER and of_text:
+        raise ConfigError(
+            f"{type(trainer.model).__name__} has a loss of its own that is not the cross-entropy of the next token; "
+            "give another model"
+        )
+    trainer.set_loss_kind(kind)
 
 
 def train(config: RunConfig, data: RunData, quiet: bool) -> tuple[SeqTrainer, PushFailed | None]:

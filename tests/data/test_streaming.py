@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from hf_seqmodels.arguments import ConfigError
 from hf_seqmodels.config import parse
 from hf_seqmodels.data import Division, StreamedText, build_tokenizer, open_rows, read_rows, streaming
+from hf_seqmodels.data.sources import load_texts
 from hf_seqmodels.run import run
 
 BLOCK, BATCH = 8, 4
@@ -142,7 +143,7 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"train.parquet has no row with text"):
         next(iter(stream(tmp_path / "holes", row_end="nothing")))
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), file)
-    with pytest.raises(ConfigError, match=r"shard 0 cannot be read after 0 rows"):
+    with pytest.raises(ConfigError, match=r"train.parquet: rows of shard 0 cannot be read"):
         next(iter(stream(tmp_path / "holes")))
 
 
@@ -150,6 +151,26 @@ def test_lines_of_a_text_file(tmp_path):
     (tmp_path / "train.txt").write_text("one\n\ntwo\n")
     assert read_rows(str(tmp_path), None, "train")["text"] == ["one", "", "two"]
     assert read_rows(str(tmp_path), None, "train", keep_line_ends=True)["text"] == ["one\n", "\n", "two\n"]
+
+
+def test_shards_of_text_are_read_as_one_file_is(tmp_path):
+    """Line ends as asked for, no byte order mark, a byte that is not UTF-8 by its place."""
+    for folder, files in (("one", ["train"]), ("two", ["train-00000-of-00002", "train-00001-of-00002"])):
+        (tmp_path / folder).mkdir()
+        for file in files:
+            text = "a\nb\n" if folder == "two" else "a\nb\na\nb\n"
+            (tmp_path / folder / f"{file}.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    for keep, rows in ((True, ["a\n", "b\n"] * 2), (False, ["a", "b"] * 2)):
+        for folder in ("one", "two"):
+            place = str(tmp_path / folder)
+            assert read_rows(place, None, "train", keep_line_ends=keep)["text"] == rows
+            whole = load_texts(place, None, {"train": "train"}, keep_line_ends=keep)
+            assert whole["train"]["text"] == rows
+    (tmp_path / "one" / "train.txt").write_bytes(b"good\nb\xffd\n")
+    with pytest.raises(ValueError, match=r"train.txt' is not UTF-8 \(byte 6\)"):
+        read_rows(str(tmp_path / "one"), None, "train")
+    with pytest.raises(ConfigError, match=r"train.txt' is not UTF-8 \(byte 6\)"):
+        next(iter(stream(tmp_path / "one")))
 
 
 # ---- whole runs -------------------------------------------------------------------------------------------------

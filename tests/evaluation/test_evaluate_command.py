@@ -102,6 +102,24 @@ def test_windows_of_streams_with_carried_state_score_the_same_at_any_length(trai
     assert abs(without - long) > 1e-4
 
 
+def test_shuffled_windows_of_a_run_of_streams_begin_with_nothing(trained):
+    """What the run carried from window to window is not asked for then."""
+    shuffled = evaluate(str(trained["streams"]), windows="shuffled", block_size=3)
+    assert not shuffled["options"]["carry_state"]
+    carried = evaluate(str(trained["streams"]), block_size=3)["scores"]["loss"]
+    assert abs(shuffled["scores"]["loss"] - carried) > 1e-4
+
+
+def test_a_run_of_several_processes_is_read_in_as_many_rows(trained):
+    record = json.loads((trained["streams"] / "result.json").read_text())
+    (trained["streams"] / "result.json").write_text(json.dumps(record | {"world_size": 2}))
+    try:
+        assert evaluate(str(trained["streams"]))["options"]["per_device_eval_batch_size"] == 6
+        assert evaluate(str(trained["streams"]), batch_size=3)["options"]["per_device_eval_batch_size"] == 3
+    finally:
+        (trained["streams"] / "result.json").write_text(json.dumps(record))
+
+
 def test_another_data_set_is_read_with_the_tokenizer_of_the_run(trained, sky):
     (sky / "other").mkdir()
     rows = ["sun moon", "ring ring sky star"]
@@ -192,7 +210,7 @@ def test_misfits_are_one_line(trained, gpt2, sky, capsys):
         ("gpt2", "--data", "sky", "--carry_state"): "carry_state does not apply to windows=shuffled",
         ("gpt2", "--data", "sky", "--batch_size", "0"): "per_device_eval_batch_size=0 is out of range",
         ("gpt2", "--data", "sky", "--output", "no/where.json"): "the folder of --output 'no/where.json' does not",
-        ("streams", "--data", "sky", "--windows", "shuffled"): "carry_state does not apply to windows=shuffled",
+        ("streams", "--windows", "shuffled", "--carry_state"): "carry_state does not apply to windows=shuffled",
     }
     capsys.readouterr()
     for argv, message in wrong.items():

@@ -144,11 +144,14 @@ def test_references_and_verdicts(monkeypatch):
     rows = {
         line.split("]")[0][3:]: line for line in format_results(results, []).splitlines() if line.startswith("| [")
     }
-    assert rows["lstm"].endswith("| 109.95 | 5 | 2.0 | 114.5 (Zaremba 2014, small and not regularised) | reached |")
+    assert "| 109.95 | 5 | 2.0 | 114.5 (Zaremba 2014, 2 × 200" in rows["lstm"] and rows["lstm"].endswith("| reached |")
     assert "58.8 (awd-lstm-lm" in rows["lstm-awd"] and rows["lstm-awd"].endswith("| **not reached** |")
-    assert rows["gru"].endswith("| – | – |")
+    assert rows["gru"].endswith("| 92.48 (Bai 2018, 13 million parameters) | **worse**, no goal |")
     short = format_short(results)
-    assert "lstm 109.95, **lstm-awd 109.95**, gru 109.95" in short.replace("gru 109.95, lstm", "lstm")
+    assert "lstm 109.95, **lstm-awd 109.95**, **gru 109.95**" in short
+    sums = record() | {"metrics": {"test": {"loss": 9e-4, "mse": 9e-4}}}
+    above_the_goal = format_results({"adding/gru": merge("adding/gru", [sums])}, [])
+    assert "| 5.3e-05 (Bai 2018; to reach: 0.001) | goal reached, worse than published |" in above_the_goal
     results["musedata/gru"] = merge("musedata/gru", [record()])
     assert "| 5.99 (Chung 2014) | not comparable |" in format_results(results, []) and "5.99" not in format_short(
         results

@@ -47,7 +47,7 @@ def test_several_seeds_are_shown_with_their_range_and_the_published_number():
         "jsb_chorales/gru", *(run(seed, {"loss": value, "nll": value}) for seed, value in enumerate((8.5, 8.6)))
     )
     assert "| 8.550 (8.500–8.600) | 8.550 (8.500–8.600) |" in text
-    assert "Published for such a model: 8.54 (Chung 2014; test negative log-likelihood per step (nats)); **not" in text
+    assert "Published: 8.54 (Chung 2014; test negative log-likelihood per step (nats)); **not" in text
     assert "The numbers are means over 2 seeds (lowest–highest)." in text
     assert "- seeds: seed 0, 1; data\\_seed 0" in text and "- optimizer steps by seed: 100; 101" in text
     assert "- 2 seeds were trained; the table has their mean and range" in text and "value: 8.55\n" in text
@@ -68,7 +68,7 @@ def test_one_seed_says_why_and_what_failed():
 
 def test_numbers_that_cannot_be_compared_say_so():
     text = card("musedata/gru", run(0, {"nll": 7.6}))
-    assert "Published for such a model: 5.99" in text and "It cannot be compared: the paper's figures" in text
+    assert "Published: 5.99" in text and "It cannot be compared: the paper's figures" in text
     assert "Published" not in card("musedata/transformer_decoder", run(0, {"nll": 7.6}))
 
 

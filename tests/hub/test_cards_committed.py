@@ -8,6 +8,7 @@ import pytest
 
 from hf_seqmodels.evaluation.benchmarks import BENCHMARKS, MEASURES
 from hf_seqmodels.evaluation.recorded import read_results
+from hf_seqmodels.evaluation.result_tables import number
 from hf_seqmodels.hub.card import check_card
 from hf_seqmodels.hub.cards import main
 
@@ -72,9 +73,10 @@ def test_the_card_of_a_benchmark_shows_its_mean_and_what_was_published(name):
     reference = benchmark.reference(architecture)
     values = result["spread"][benchmark.split][benchmark.measure]
     digits = MEASURES[benchmark.measure][1]
-    assert check_card(text) == [] and f"{values['mean']:.{digits}f}" in text and f"{result['parameters']:,}" in text
-    assert (f"({values['min']:.{digits}f}–{values['max']:.{digits}f})" in text) == (len(result["runs"]) > 1)
-    assert reference is None or f"Published for such a model: {reference.value:g}" in text
+    assert check_card(text) == [] and number(values["mean"], digits) in text and f"{result['parameters']:,}" in text
+    low, high = (number(values[edge], digits) for edge in ("min", "max"))
+    assert (f"({low}–{high})" in text) == (len(result["runs"]) > 1)
+    assert reference is None or f"Published: {reference.value:g}" in text
     assert f"make results TASK={result['recipe']}" in text and result["data"]["sha256"] in text
 
 

@@ -52,6 +52,23 @@ def test_reads_what_others_write(tmp_path):
     assert np.array_equal(read_midi(tmp_path / "a.mid"), to_roll([[60], [60, 72], [72], [72]]))
 
 
+def test_two_tracks_may_hold_the_same_key_and_eighths_share_steps(tmp_path):
+    message = mido.Message
+    held = [message("note_on", note=60), message("note_off", note=60, time=4 * 96)]
+    short = [message("note_on", note=60), message("note_off", note=60, time=96), message("note_on", note=64, time=96)]
+    file = mido.MidiFile(ticks_per_beat=96)
+    file.tracks += [mido.MidiTrack(held), mido.MidiTrack(short)]
+    file.save(tmp_path / "held.mid")
+    assert np.array_equal(read_midi(tmp_path / "held.mid"), to_roll([[60], [60], [60, 64], [60, 64]]))
+    eighths = mido.MidiTrack()
+    for note in range(60, 68):
+        eighths += [message("note_on", note=note), message("note_off", note=note, time=48)]
+    file = mido.MidiFile(ticks_per_beat=96)
+    file.tracks.append(eighths)
+    file.save(tmp_path / "eighths.mid")
+    assert np.array_equal(read_midi(tmp_path / "eighths.mid"), to_roll([[60], [61, 62], [63, 64], [65, 66], [67]]))
+
+
 def broken_files() -> dict[str, tuple[bytes | mido.MidiTrack, str]]:
     def track(**options):
         return mido.MidiTrack([mido.Message("note_on", **options), mido.MetaMessage("end_of_track", time=480)])
@@ -210,6 +227,8 @@ def test_text_is_drawn_by_seed_and_begins_without_a_prompt(writer, capsys):
         ("music", ["--prompt", "dev:0"], "--prompt dev:0: the split must be one of train, validation, test"),
         ("music", ["--prompt", "gone.mid"], "no MIDI file at 'gone.mid'"),
         ("music", ["--prompt_steps", "2"], "--prompt_steps says how much of --prompt is read"),
+        ("music", ["--data", "x"], "--data is where a --prompt SPLIT:ROW is read from"),
+        ("music", ["--prompt", "gone.mid", "--data_dir", "/x"], "--data_dir is where a --prompt SPLIT:ROW is read"),
         ("music", ["--prompt", "test:0", "--prompt_steps", "99"], "--prompt_steps 99 is more than the"),
         ("music", ["--output", "no/such/folder/a.mid"], "the folder of --output"),
         ("nothing", [], "is no folder here and no name of a repository"),

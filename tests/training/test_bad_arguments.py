@@ -139,6 +139,18 @@ def test_resume_wants_the_same_data_wherever_it_lies(texts):
             parse([*argv, f"--{option}", value])
 
 
+def test_resume_wants_the_same_order(texts):
+    streams = [*texts, *LSTM, "--resume", "--windows", "streams", "--per_device_train_batch_size", "4"]
+    Path("out/checkpoint-3").mkdir(parents=True)
+    Path("out/config.yaml").write_text(parse([*streams, "--output_dir", "new", "--resume", "false"]).to_yaml())
+    with pytest.raises(ConfigError, match="the run in 'out' has data_seed=0 and not 5"):
+        parse([*streams, "--data_seed", "5"])
+    with pytest.raises(ConfigError, match="the run in 'out' reads its streams in 4 rows .* and not 8; resume with as"):
+        parse([*streams, "--per_device_train_batch_size", "8"])
+    smaller = ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
+    assert parse([*streams, *smaller]).training.per_device_train_batch_size == 2
+
+
 def test_the_program_exits_with_2(texts):
     """The same through a real process."""
     root = Path(__file__).parents[2]

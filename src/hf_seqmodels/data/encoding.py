@@ -174,6 +174,8 @@ def stream_settings(tokenizer: PreTrainedTokenizerBase, row_end: str) -> dict[st
     return {
         "tokenizer": parts,
         "class": type(tokenizer).__name__,
+        # Decides whether the tokens say the text exactly, which is counted once.
+        "cleans": bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
         "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
         "eos": tokenizer.eos_token_id,
         "unknown": tokenizer.unk_token_id,

@@ -7,6 +7,7 @@ sounds in two steps running is one held note, since a roll does not tell it from
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 import mido
@@ -56,25 +57,30 @@ def read_midi(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f"no MIDI file at '{path}'; check the path")
     try:
         midi = mido.MidiFile(file=io.BytesIO(file.read_bytes()), clip=True)
-        messages = list(mido.merge_tracks(midi.tracks))
+        tracks = [_timed(track, place) for place, track in enumerate(midi.tracks)]
     except Exception as error:  # mido has errors of many kinds for broken files
         raise ValueError(f"'{path}' is no MIDI file ({type(error).__name__}: {error}); give another") from None
     if not 0 < midi.ticks_per_beat < 0x8000:
         raise ValueError(f"'{path}' counts time in frames; a step is a quarter note, so give a file that has them")
     now, notes = 0, []
-    struck: dict[tuple[int, int], int] = {}
-    for message in messages:
-        now += message.time
+    struck: dict[tuple[int, int, int], int] = {}
+    for now, place, message in sorted(itertools.chain(*tracks), key=lambda found: found[0]):
         if message.type not in ("note_on", "note_off"):
             continue
         _check_note(message, path)
-        key = (message.channel, message.note)
+        key = (place, message.channel, message.note)  # two hands may hold the same key
         if key in struck:
             notes.append((message.note, struck.pop(key), now))
         if message.type == "note_on" and message.velocity:
             struck[key] = now
-    notes += [(note, start, now) for (_, note), start in struck.items()]
+    notes += [(note, start, now) for (_, _, note), start in struck.items()]
     return _roll_of(notes, now, midi.ticks_per_beat, path)
+
+
+def _timed(track: mido.MidiTrack, place: int) -> list[tuple[int, int, mido.Message]]:
+    """(tick, track, message), in their order."""
+    ticks = itertools.accumulate(message.time for message in track)
+    return [(tick, place, message) for tick, message in zip(ticks, track, strict=True)]
 
 
 def _check_note(message: mido.Message, path: str | Path) -> None:
@@ -86,10 +92,15 @@ def _check_note(message: mido.Message, path: str | Path) -> None:
         )
 
 
+def _step(tick: int, ticks: int) -> int:
+    """The nearest step; from the middle between two the later one, so that two eighths share each step."""
+    return (2 * tick + ticks) // (2 * ticks)
+
+
 def _roll_of(notes: list[tuple[int, int, int]], end: int, ticks: int, path: str | Path) -> np.ndarray:
     """Notes as (pitch, begin, end) in ticks → (T, 88)."""
-    spans = [(note, round(start / ticks), round(stop / ticks)) for note, start, stop in notes]
-    length = max([round(end / ticks), *(max(stop, start + 1) for _, start, stop in spans)])
+    spans = [(note, _step(start, ticks), _step(stop, ticks)) for note, start, stop in notes]
+    length = max([_step(end, ticks), *(max(stop, start + 1) for _, start, stop in spans)])
     if not 1 <= length <= MOST_STEPS:
         raise ValueError(f"'{path}' has {length:,} quarter notes; 1 to {MOST_STEPS:,} are read; give another file")
     roll = np.zeros((length, KEYS), dtype=np.float32)

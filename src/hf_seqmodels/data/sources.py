@@ -17,7 +17,8 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder
+from datasets.packaged_modules.text.text import TextConfig
 
 from ..recipes import did_you_mean, one_line
 from .text import read_text
@@ -207,7 +208,7 @@ def _found(path: str, data_dir: str | None, wanted: Mapping[str, str], keep_line
     """The data set's own splits: name → (its rows, where they stand)."""
     place = find_data(path, data_dir)
     found = _from_files(place, wanted, keep_line_ends) if isinstance(place, Path) else None
-    return _from_library(place, wanted) if found is None else found
+    return _from_library(place, wanted, keep_line_ends) if found is None else found
 
 
 def _from_files(folder: Path, wanted: Mapping[str, str], keep_line_ends: bool) -> Found | None:
@@ -245,11 +246,12 @@ def _read(file: Path, keep_line_ends: bool) -> Dataset:
         raise ValueError(f"'{file}' cannot be read as parquet ({one_line(error)}); get the file again") from None
 
 
-def _from_library(place: Path | str, wanted: Mapping[str, str]) -> Found:
+def _from_library(place: Path | str, wanted: Mapping[str, str], keep_line_ends: bool) -> Found:
     """The same by `datasets.load_dataset`, which keeps what it made in the Hugging Face cache."""
     name, _, configuration = str(place).partition(":") if isinstance(place, str) else (str(place), "", "")
     try:
-        loaded: Any = load_dataset(name, configuration or None)
+        lines = of_lines(keep_line_ends) if reads_lines(name, configuration or None) else {}
+        loaded: Any = load_dataset(name, configuration or None, **lines)
     except Exception as error:  # no file it knows, no network, no such repository, no such configuration, …
         raise ValueError(f"{unreadable(place)} ({one_line(error)})") from None
     for split, wished in wanted.items():
@@ -257,6 +259,17 @@ def _from_library(place: Path | str, wanted: Mapping[str, str]) -> Found:
             has = ", ".join(loaded)
             raise ValueError(f"data set '{place}' has no split '{wished}', it has {has}{_other_split(split, wanted)}")
     return {wished: (loaded[wished], f"{place}, split {wished}") for wished in wanted.values()}
+
+
+def reads_lines(name: str, configuration: str | None) -> bool:
+    """Whether `load_dataset` takes a folder or a Hub id for files of text, a row a line."""
+    return isinstance(load_dataset_builder(name, configuration).config, TextConfig)
+
+
+def of_lines(keep_line_ends: bool) -> dict[str, Any]:
+    """What `load_dataset` reads text files with, so that its rows are those of a single file: no byte order mark, and
+    line ends as asked for."""
+    return {"keep_linebreaks": keep_line_ends, "encoding": "utf-8-sig"}
 
 
 def unreadable(place: Path | str) -> str:

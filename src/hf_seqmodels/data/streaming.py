@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from ..arguments import ConfigError
 from ..recipes import one_line
 from .encoding import Encoder, encoder_of
-from .sources import check_texts, find_data, missing_column, unreadable
+from .sources import check_texts, find_data, missing_column, of_lines, reads_lines, unreadable
+from .text import read_text
 
 PIECE_ROWS, PIECE_CHARACTERS = 1000, 1_000_000  # a piece ends after the row that reaches one of them
 BUFFER = 1000  # windows among which the next one is drawn
@@ -44,17 +44,19 @@ def open_rows(
     """
     place = find_data(path, data_dir)
     told = f"{place}, split {split}"
-    lines: dict[str, Any] = {"keep_linebreaks": keep_line_ends}
     try:
         if isinstance(place, Path) and (place / f"{split}.parquet").is_file():
             told = str(place / f"{split}.parquet")
             rows = load_dataset("parquet", data_files={split: told}, split=split, streaming=True)
         elif isinstance(place, Path) and (place / f"{split}.txt").is_file():
             told = str(place / f"{split}.txt")
-            rows = load_dataset("text", data_files={split: told}, split=split, streaming=True, **lines)
+            rows = load_dataset(
+                "text", data_files={split: told}, split=split, streaming=True, **of_lines(keep_line_ends)
+            )
         else:
             name, _, configuration = str(place).partition(":") if isinstance(place, str) else (str(place), "", "")
-            rows = load_dataset(name, configuration or None, split=split, streaming=True)
+            lines = of_lines(keep_line_ends) if reads_lines(name, configuration or None) else {}
+            rows = load_dataset(name, configuration or None, split=split, streaming=True, **lines)
     except Exception as error:  # no file it knows, no network, no such repository, split or configuration, …
         raise ValueError(f"{unreadable(place)}; wanted was split '{split}' ({one_line(error)})") from None
     columns = rows.column_names
@@ -72,7 +74,10 @@ def read_rows(
         FileNotFoundError, ValueError: as for [`open_rows`], or the split has no rows or one that is not text.
     """
     rows, told = open_rows(path, data_dir, split, column, keep_line_ends)
-    texts = [row["text"] for row in rows]
+    try:
+        texts = [row["text"] for row in rows]
+    except Exception as error:  # the readers of files have errors of their own, and so has the network
+        raise ValueError(_unread(told, error)) from None
     if not texts:
         raise ValueError(f"{told}: the split has no rows, and needs at least one; get the file again")
     try:
@@ -81,6 +86,16 @@ def read_rows(
         raise ValueError(f"{told}: column '{column}' does not hold text in every row ({one_line(error)})") from None
     check_texts(dataset, told, column)
     return dataset
+
+
+def _unread(told: str, error: Exception, where: str = "") -> str:
+    """Why rows cannot be read; of a file of text with its first byte that is not UTF-8."""
+    if isinstance(error, UnicodeDecodeError) and Path(told).suffix == ".txt":
+        try:
+            read_text(Path(told))
+        except ValueError as found:
+            return str(found)
+    return f"{told}: rows{where} cannot be read ({one_line(error)}); they must be text in UTF-8: get the file again"
 
 
 @dataclass
@@ -192,8 +207,8 @@ class StreamedText(torch.utils.data.IterableDataset):
             try:
                 example = next(examples, None)
             except Exception as error:  # the readers of files have errors of their own, and so has the network
-                reason = f"cannot be read after {row} rows ({one_line(error)}); get it again"
-                raise ConfigError(f"{self.name}: shard {shard} {reason}") from None
+                where = f" of shard {shard}, somewhere after row {row - 1}" if row else f" of shard {shard}"
+                raise ConfigError(_unread(self.name, error, where)) from None
             if example is None:
                 return
             text = example.get("text")

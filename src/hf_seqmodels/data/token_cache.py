@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .encoding import TokenStream, encode, stream_settings
 
-FORMAT = 1  # raised whenever the same text and tokenizer give another stream
+FORMAT = 2  # raised whenever the same text and tokenizer give another stream
 
 
 def cache_folder() -> Path:

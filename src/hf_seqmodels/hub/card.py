@@ -156,8 +156,9 @@ def _metadata(name: str, record: Mapping[str, Any] | None, head: str, model_type
 
 
 def _eval_results(record: Mapping[str, Any], head: str) -> list[EvalResult] | None:
-    """The scores as the Hub's model-index."""
+    """The scores as the Hub's model-index: validation scores never under the name of a test."""
     dataset = sections.dataset_of(record)
+    again = record.get("config", {}).get("data", {}).get("test_split") == "validation"
     return [
         EvalResult(
             task_type=PIPELINE_TAGS[head],
@@ -170,7 +171,7 @@ def _eval_results(record: Mapping[str, Any], head: str) -> list[EvalResult] | No
         )
         for split, values in record.get("metrics", {}).items()
         for measure in sections.scores(record)
-        if measure in values
+        if measure in values and not (again and split == "test")
     ] or None
 
 

@@ -13,9 +13,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..arguments import DataArguments, SeqTrainingArguments
 from ..data import SYNTHETIC
+from ..evaluation.recorded import same_batches
+from ..evaluation.result_tables import number
 from ..models import ARCHITECTURES
 from .card_data import dataset_of
-from .card_seeds import headline, in_brackets, over_seeds, published, seeds_tried, told_of_seeds
+from .card_seeds import headline, in_brackets, over_seeds, published, seeds_tried, steps_of, told_of_seeds
 from .card_text import code, escape, fence, one_line, plain, table
 from .card_usage import places
 
@@ -111,11 +113,11 @@ def results(name: str, record: Record, others: Sequence[Record]) -> str:
 
     def row(title: str, found: Record) -> list[str]:
         cells = [title, escape(found.get("model_type", "–"))]
-        cells += [f"{found[key]:,}" if key in found else "–" for key in ("parameters", "steps")]
+        cells += [f"{found['parameters']:,}" if "parameters" in found else "–", steps_of(found)]
         for split in splits:
             values = found.get("metrics", {}).get(split, {})
             told = {
-                m: f"{values[m]:.{MEASURES[m][1]}f}{in_brackets(found, split, m, MEASURES[m][1])}"
+                m: f"{number(values[m], MEASURES[m][1])}{in_brackets(found, split, m, MEASURES[m][1])}"
                 for m in values
                 if m in measures
             }
@@ -170,13 +172,23 @@ def _explain(record: Record, beside: Sequence[Record], measures: Sequence[str]) 
     if values.get("test_split") == "validation" and "test" in record.get("metrics", {}):
         chosen = ", which also chose the weights" if record.get("best_step") else ""
         lines.append(f"The data set has no test split of its own: test is validation again{chosen}.")
-    digest = (record.get("batch_order") or {}).get("digest")
-    if beside and digest:
-        same = [other for other in beside if (other.get("batch_order") or {}).get("digest") == digest]
-        count = "All" if len(same) == len(beside) else f"{len(same)} of the {len(beside)} others"
-        text = f"{count} were trained on the same batches in the same order (digest {code(digest[:16])})."
-        lines.append(text.replace("All were", "All others were"))
+    if beside and _ordered(record):
+        lines.append(_same_batches(record, beside))
     return " ".join(lines)
+
+
+def _ordered(record: Record) -> bool:
+    """Whether the order of its batches is recorded."""
+    order = record.get("batch_order") or {}
+    return bool(order.get("digest")) and "steps" in order
+
+
+def _same_batches(record: Record, beside: Sequence[Record]) -> str:
+    orders = {str(place): found for place, found in enumerate([record, *beside]) if _ordered(found)}
+    names, steps, digest = next(group for group in same_batches(orders) if "0" in group[0])
+    count = "All others" if len(names) > len(beside) else f"{len(names) - 1} of the {len(beside)} others"
+    least = f", for at least {steps:,} steps" if len(names) > 1 else ""
+    return f"{count} were trained on the same batches in the same order{least} (digest {code(digest)})."
 
 
 def _unit(record: Record) -> str:
@@ -280,9 +292,13 @@ def provenance(record: Record, weights_sha256: str | None) -> str:
         lines.append(f"mixed precision: {escape(record['mixed_precision'])}")
     if versions:
         lines.append("versions: " + ", ".join(f"{escape(name)} {escape(value)}" for name, value in versions.items()))
-    if git.get("commit"):
-        dirty = "with changes that are not committed" if git.get("dirty") else "clean"
-        lines.append(f"git commit of hf\\_seqmodels: {code(git['commit'])}, {dirty}")
+    commits = dict.fromkeys(
+        f"{code(found['commit'])}, {'with changes that are not committed' if found.get('dirty') else 'clean'}"
+        for found in (git, *(run.get("git") or {} for run in record.get("runs", ())))
+        if found.get("commit")
+    )
+    if commits:
+        lines.append(f"git commit of hf\\_seqmodels: {'; '.join(commits)}")
     if (record.get("batch_order") or {}).get("digest"):
         lines.append(f"digest of all batches in their order: {code(record['batch_order']['digest'])}")
     if weights_sha256:
@@ -320,7 +336,8 @@ def limits(record: Record | None, config: Any) -> str:
     known = record.get("data", {})
     if "out_of_vocabulary" in known:
         share = known["out_of_vocabulary"]
-        lines.append(f"Out of vocabulary: {share:.2%} of the test text's tokens are unknown to the tokenizer.")
+        own = "; those that stand in the text itself are among them" if share else ""
+        lines.append(f"Out of vocabulary: {share:.2%} of the test text's tokens are the unknown token{own}.")
     seed = record.get("seeds", {}).get("seed")
     if isinstance(seed, list):
         lines.append(seeds_tried(seed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from ..evaluation.benchmarks import BENCHMARKS, MEASURES, Benchmark
@@ -29,7 +30,13 @@ def in_brackets(record: Record, split: str, measure: str, digits: int) -> str:
     values = (record.get("spread") or {}).get(split, {}).get(measure)
     if not values or len(record.get("runs", ())) < 2:
         return ""
-    return f" ({values['min']:.{digits}f}–{values['max']:.{digits}f})"
+    return f" ({number(values['min'], digits)}–{number(values['max'], digits)})"
+
+
+def steps_of(record: Record) -> str:
+    """Optimizer steps: of several seeds the mean, as their scores are."""
+    runs = record.get("runs") or [record]
+    return f"{mean(run['steps'] for run in runs):,.0f}" if all("steps" in run for run in runs) else "–"
 
 
 def published(record: Record) -> str:

@@ -17,7 +17,8 @@ class TimeLimit(TrainerCallback, ExportableState):
 
     There it is evaluated and saved as `eval_strategy` and `save_strategy` have it elsewhere. An evaluation that was
     not due must leave no trace in the training (`unscheduled` says so): a resume with more time goes on as if nothing
-    had stopped it, but that the best checkpoint may be the one of the stop. The minutes are part of the checkpoint;
+    had stopped it, but that the best checkpoint may be the one of the stop, which early stopping compares later ones
+    with. The minutes are part of the checkpoint;
     those between the last one and a crash are not counted. Without `max_minutes` it only counts.
     """
 

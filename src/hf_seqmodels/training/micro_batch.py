@@ -46,7 +46,7 @@ def smaller(batch: int, accumulation: int) -> tuple[int, int]:
     if batch == 1:
         raise ConfigError(
             "out of memory with a micro-batch of 1: a single sequence does not fit; shorten it (block_size), make the "
-            "model smaller, or try --gradient_checkpointing true or --bf16 true"
+            "model smaller, or try --bf16 true or, without carry_state, --gradient_checkpointing true"
         )
     fitting = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
     return fitting, accumulation * (batch // fitting)

@@ -23,6 +23,7 @@ from ..metrics import load_metric
 from .batches import BatchOrder, BatchSampler, FilledDataset, has_rolls
 from .micro_batch import Fitting
 from .optimizing import Optimizing
+from .probing import LossKind
 from .progress import LogFile, Progress
 from .pushing import Pushing
 from .resume import check_checkpoint, newest_checkpoint
@@ -36,7 +37,8 @@ class TrainingDiverged(RuntimeError):
 
 
 class SeqTrainer(Optimizing, Fitting, Pushing):
-    """Trains any model of transformers whose loss takes `num_items_in_batch`; others train as in the stock Trainer.
+    """Trains any model of transformers whose loss takes `num_items_in_batch`; others train as in the stock Trainer
+    (`set_loss_kind` says of those that take it and ignore it).
 
     - The training loss is the mean over all targets of the global batch, for any accumulation and process count.
       Targets are labels that are not −100; heads whose targets are others (rows, steps, pixels) have a method
@@ -82,7 +84,7 @@ class SeqTrainer(Optimizing, Fitting, Pushing):
         if self._count_targets is not None:
             self.model_accepts_loss_kwargs = True  # said to be False to trainers that could not count
         self._set_use_cache(self._config_use_cache)  # the stock constructor turns it off in the config that is saved
-        self._loss_shifts_labels = self._is_causal  # the stock test knows class names only, and not GPT-2's
+        self._loss_shifts_labels = self.shifts_labels  # the stock test knows class names only, and not GPT-2's
         check_processes(self.accelerator.num_processes, args)
         if quiet:
             self.remove_callback(PrinterCallback)
@@ -101,6 +103,7 @@ class SeqTrainer(Optimizing, Fitting, Pushing):
         self._targets, self.step_seconds = torch.zeros((), dtype=torch.int64, device=args.device), 0.0
         # Sums of long evaluations want 64 bits; Apple's GPUs have no such numbers.
         exact = torch.float32 if args.device.type == "mps" else torch.float64
+        self._mean_loss = False  # of the targets of a batch, whatever number it is given
         self._evaluated = torch.zeros(2, dtype=exact, device=args.device)
         self.evaluated = (0.0, 0)  # summed loss and number of targets of the last evaluation
         self._micro = 0  # number of the micro-batch within its step
@@ -260,24 +263,31 @@ class SeqTrainer(Optimizing, Fitting, Pushing):
                 inputs = carried.attach(inputs, self._micro if model.training else 0)
         counts = self._count_targets is not None  # then several processes repeat samples, which a sum would hold twice
         whole = self.accelerator.num_processes == 1 or self._fills
-        sums = whole if counts else self.model_accepts_loss_kwargs and "labels" in inputs
+        sums = whole if counts else (self.model_accepts_loss_kwargs or self._mean_loss) and "labels" in inputs
         if model.training or not sums:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
-        outputs = model(**inputs, num_items_in_batch=torch.ones((), device=self.args.device))
-        summed = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+        count = {} if self._mean_loss else {"num_items_in_batch": torch.ones((), device=self.args.device)}
+        outputs = model(**inputs, **count)
         targets = self._count_targets(**inputs) if self._count_targets is not None else self._count_labels(inputs)
+        summed = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+        summed = summed * targets if self._mean_loss else summed
         self._evaluated += torch.stack([summed.detach(), targets]).to(self._evaluated)
         loss = summed / targets.clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
+    def set_loss_kind(self, kind: LossKind) -> None:
+        """Say what the model's loss is, where its `forward` alone does not show it."""
+        self.model_accepts_loss_kwargs = kind is LossKind.COUNTED
+        self._mean_loss = kind is LossKind.MEAN
+
     def _count_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         shifted = inputs.get("shift_labels")
         labels = inputs["labels"] if shifted is None else shifted
-        labels = labels[..., 1:] if shifted is None and self._is_causal else labels
+        labels = labels[..., 1:] if shifted is None and self.shifts_labels else labels
         return labels.ne(-100).sum()
 
     @property
-    def _is_causal(self) -> bool:
+    def shifts_labels(self) -> bool:
         """Whether the loss shifts the labels, so that the first one of a row is no target."""
         if self._count_targets is not None:
             return False
@@ -302,7 +312,7 @@ class SeqTrainer(Optimizing, Fitting, Pushing):
         if targets:
             prefix = kwargs.get("metric_key_prefix", "eval")
             found = {"loss": summed / targets}
-            if self._is_causal:
+            if self.shifts_labels:
                 scores = load_metric("bits_per_token").compute(predictions=[summed], references=[int(targets)])
                 found |= {"bits_per_token": scores["bits_per_token"], "tokens": int(targets)}
             assert output.metrics is not None
