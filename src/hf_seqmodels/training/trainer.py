@@ -263,14 +263,16 @@ class SeqTrainer(Optimizing, Fitting, Pushing):
                 inputs = carried.attach(inputs, self._micro if model.training else 0)
         counts = self._count_targets is not None  # then several processes repeat samples, which a sum would hold twice
         whole = self.accelerator.num_processes == 1 or self._fills
-        sums = whole if counts else (self.model_accepts_loss_kwargs or self._mean_loss) and "labels" in inputs
+        means = self._mean_loss and self.accelerator.num_processes == 1
+        sums = whole if counts else (self.model_accepts_loss_kwargs or means) and "labels" in inputs
         if model.training or not sums:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
-        count = {} if self._mean_loss else {"num_items_in_batch": torch.ones((), device=self.args.device)}
+        count = {} if means else {"num_items_in_batch": torch.ones((), device=self.args.device)}
         outputs = model(**inputs, **count)
         targets = self._count_targets(**inputs) if self._count_targets is not None else self._count_labels(inputs)
         summed = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
-        summed = summed * targets if self._mean_loss else summed
+        if means:  # of no targets it is NaN
+            summed = torch.where(targets > 0, summed * targets, 0.0)
         self._evaluated += torch.stack([summed.detach(), targets]).to(self._evaluated)
         loss = summed / targets.clamp(min=1)
         return (loss, outputs) if return_outputs else loss
