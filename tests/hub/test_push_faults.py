@@ -235,6 +235,16 @@ def test_a_file_that_changes_meanwhile_stops_the_push(hub, push, fresh, call, na
     assert made(hub, repo) == 0 and "--resume" not in done.error
 
 
+def test_weights_that_change_after_they_were_announced_are_named(hub, push, fresh):
+    """They do not arrive, which is not what the user has to hear."""
+    repo, call = "user/edited-batch", ".git/info/lfs/objects/batch"
+    hub.fail("*", call, status="delay", seconds=1.0)
+    with meanwhile(hub, f"{repo}{call}", lambda: (fresh / "model.safetensors").write_bytes(b"other")):
+        done = push(fresh, repo)
+    assert done.status == 1 and "'model.safetensors' changed while it was pushed; nothing was" in done.error, done
+    assert made(hub, repo) == 0
+
+
 def test_a_second_try_sends_what_was_checked(hub, push, fresh):
     """The client reads its files again for each commit: what changed between two tries must not go."""
     before = contents(fresh)

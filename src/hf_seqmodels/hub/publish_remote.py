@@ -222,17 +222,18 @@ class Remote:
 
     def _upload(self, operations: list[CommitOperationAdd], files: list[PlannedFile]) -> None:
         """Send what is large, then see that no file has changed since it was checked."""
-        self.api.preupload_lfs_files(
-            self.repo_id,
-            operations,
-            revision=self.options.branch,
-            create_pr=self.options.create_pr,
-            free_memory=False,
-        )
-        for operation, file in zip(operations, files, strict=True):
-            on_disk = file.sha256 if isinstance(file.content, bytes) else sha256(file.content)
-            if not operation.upload_info.sha256.hex() == on_disk == file.sha256:
-                raise _changed(file.name)
+        try:
+            self.api.preupload_lfs_files(
+                self.repo_id,
+                operations,
+                revision=self.options.branch,
+                create_pr=self.options.create_pr,
+                free_memory=False,
+            )
+        except Exception:  # the client has errors of several kinds for what did not arrive
+            _check_unchanged(operations, files)  # what changed on its way cannot arrive as what was announced
+            raise
+        _check_unchanged(operations, files)
 
     def _changes(self, commit: str) -> tuple[list[PlannedFile], list[str]]:
         """What to add and what to delete so that `commit` becomes the plan.
@@ -350,6 +351,13 @@ def _content(file: PlannedFile) -> str | bytes:
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise _changed(file.name)
     return data
+
+
+def _check_unchanged(operations: list[CommitOperationAdd], files: list[PlannedFile]) -> None:
+    for operation, file in zip(operations, files, strict=True):
+        on_disk = file.sha256 if isinstance(file.content, bytes) else sha256(file.content)
+        if not operation.upload_info.sha256.hex() == on_disk == file.sha256:
+            raise _changed(file.name)
 
 
 def _changed(name: str) -> PushLost:
