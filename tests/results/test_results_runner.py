@@ -304,11 +304,11 @@ def test_a_worker_that_dies_fails_its_own_run_alone(checkout):
     with subprocess.Popen([sys.executable, "-c", RUNNER, *options], stderr=subprocess.PIPE, text=True) as process:
         try:
             for _ in range(2):
-                assert wait_until(lambda: bool(training(process, checkout, "long")), 60)
+                assert wait_until(lambda: bool(training(process, checkout, "long")), 150)
                 for worker in training(process, checkout, "long"):
                     worker.kill()
                     worker.wait()
-            told = process.communicate(timeout=60)[1]
+            told = process.communicate(timeout=150)[1]
         finally:
             process.kill()
     assert process.returncode == 1 and told.count("failed: ") == 1, told
