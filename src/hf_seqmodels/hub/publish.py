@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import constants, get_token, is_offline_mode
 
 from ..config import one_line
+from ..writing import write_whole
 from .publish_errors import PushFailed, PushLost, step
 from .publish_plan import OF_THE_DATA, Options, Plan, PushRefused, make_plan, require_token
 from .publish_remote import Head, Made, Remote
@@ -227,11 +228,7 @@ def _new_state(plan: Plan) -> dict[str, Any]:
 
 
 def _write_state(repo_id: str, state: dict[str, Any]) -> None:
-    file = _state_file(repo_id)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(file)
+    write_whole(_state_file(repo_id), json.dumps(state, indent=2) + "\n")
 
 
 def forget(repo_id: str) -> None:
