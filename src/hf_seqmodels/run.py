@@ -36,6 +36,7 @@ from .training.micro_batch import train_fitting
 from .training.probing import LossKind, is_causal, loss_kind
 from .training.provenance import Emissions, git_state, hardware, versions
 from .training.resume import newest_checkpoint
+from .training.stateful import CarriedState
 
 # What of an evaluation is a score; the rest is about speed.
 _NOT_SCORES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -59,6 +60,9 @@ def run(config: RunConfig, data: RunData | None = None, quiet: bool = False) -> 
         TrainingDiverged: the loss is not finite.
         PushFailed: the Hub did not take a push; the run is finished and saved all the same.
     """
+    if config.training.carry_state:
+        with torch.device("meta"):  # has it a state to carry? Asked before the data are read
+            CarriedState(auto_class(config.run.task).from_config(config.model_config()))
     emissions, git = Emissions(config.run.emissions_country), git_state()
     data = cut_streams(config, data or load_data(config))
     start = time.perf_counter()

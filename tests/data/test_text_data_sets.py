@@ -113,6 +113,20 @@ def test_what_is_missing_is_one_line(options, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (["seq_transformer_decoder"], "carry_state needs the recurrent state of our models, which Transformer"),
+        (["seq_attention_rnn"], "carry_state with window=None would remember every token of an epoch; set"),
+        (["gpt2", "--n_embd", "8", "--n_head", "2"], "carry_state needs the recurrent state of our models, which"),
+    ],
+)
+def test_a_state_that_cannot_be_carried_is_refused_before_the_data_are_read(model, message):
+    streams = ["--dataset", "text", "--path", "absent", "--windows", "streams", "--carry_state"]
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        run(config("--model_type", *model, *streams))
+
+
 def test_words_of_a_text_from_disk():
     data = load_data(config(*TEXT, "--tokenizer", "words", "--block_size", "16"))
     words = sum(len(row.split()) for row in ROWS["train"])
